@@ -1,0 +1,81 @@
+"""One batch: examples of all training domains in one tensor, told apart by an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = Tensor | dict[str, Tensor]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+    """Apply `function` to a tensor or to each tensor of a (nested) dict of tensors."""
+    if isinstance(inputs, dict):
+        return {key: map_tensors(function, value) for key, value in inputs.items()}
+    return function(inputs)
+
+
+def length(inputs: Any) -> int:
+    """Number of examples in a tensor or in a dict of tensors."""
+    return length(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs)
+
+
+@dataclass
+class Batch:
+    """B examples drawn from D training domains.
+
+    x       inputs, a tensor of shape (B, ...) or a dict of such tensors (several modalities, graphs)
+    y       labels, (B,) int64, or soft targets, (B, C) float
+    domain  (B,) int64 in [0, domains): index among the *training* domains
+    domains D, the number of training domains, also when a batch happens to miss one
+    ids     (B,) int64, stable row numbers of the shift: the key of everything remembered per example
+    group   (B,) int64 or None: an attribute such as background or sex
+    weight  (B,) float or None: weight of each example's loss (None means one)
+    step    number of the training step, from 0: what schedules read
+    repeat  True when an update rule evaluates the same batch again; objectives with running state
+            (moving averages, group weights) update it on the first evaluation only
+    """
+
+    x: Inputs
+    y: Tensor
+    domain: Tensor
+    domains: int
+    ids: Tensor | None = None
+    group: Tensor | None = None
+    weight: Tensor | None = None
+    step: int = 0
+    repeat: bool = False
+
+    def __len__(self) -> int:
+        return len(self.domain)
+
+    def again(self) -> Batch:
+        """The same batch, marked as evaluated before."""
+        return replace(self, repeat=True)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply `function` to every tensor whose first dimension is the batch."""
+        return replace(
+            self,
+            x=map_tensors(function, self.x),
+            **{
+                name: function(value)
+                for name in ("y", "domain", "ids", "group", "weight")
+                if (value := getattr(self, name)) is not None
+            },
+        )
+
+    def take(self, index: Tensor) -> Batch:
+        """The examples that `index` (int64 positions or a boolean mask over B) names."""
+        return self.map(lambda tensor: tensor[index])
+
+    def of_domain(self, domain: int) -> Batch:
+        """The examples of one training domain; may be empty."""
+        return self.take(self.domain == domain)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
