@@ -70,7 +70,7 @@ class Shift:
         if self.group is not None:
             self.group = torch.as_tensor(np.asarray(self.group), dtype=torch.int64)
         count = len(self.labels)
-        sizes = {"inputs": _count(self.inputs), "domain": len(self.domain)}
+        sizes = {"inputs": count_rows(self.inputs), "domain": len(self.domain)}
         for name in ("group", "time", "ids"):
             if getattr(self, name) is not None:
                 sizes[name] = len(getattr(self, name))
@@ -125,7 +125,9 @@ class Shift:
     def counts(self) -> pd.DataFrame:
         """Examples per domain (rows) and class (columns)."""
         table = torch.zeros(len(self.domains), len(self.classes), dtype=torch.int64)
-        table.index_put_((self.domain, self.labels), torch.ones(len(self), dtype=torch.int64), accumulate=True)
+        table.index_put_(
+            (self.domain, self.labels), torch.ones(len(self), dtype=torch.int64), accumulate=True
+        )
         return pd.DataFrame(table.numpy(), index=list(self.domains), columns=list(self.classes))
 
     @cached_property
@@ -156,10 +158,16 @@ class Shift:
         held_out = (unseen,) if isinstance(unseen, str) else tuple(unseen or ())
         for name in held_out:
             if name not in self.domains:
-                raise InputError(f"unseen domain {name!r}", "is not a domain of the data", nearest(name, self.domains))
+                raise InputError(
+                    f"unseen domain {name!r}", "is not a domain of the data", nearest(name, self.domains)
+                )
         if not 0 < validation < 1:
-            raise InputError("validation", f"is {validation}", "Give a fraction between 0 and 1, such as 0.2.")
-        is_unseen = torch.isin(self.domain, torch.tensor([self.domains.index(n) for n in held_out], dtype=torch.int64))
+            raise InputError(
+                "validation", f"is {validation}", "Give a fraction between 0 and 1, such as 0.2."
+            )
+        is_unseen = torch.isin(
+            self.domain, torch.tensor([self.domains.index(n) for n in held_out], dtype=torch.int64)
+        )
         if after is not None:
             if self.time is None:
                 raise InputError("after", "was given, but the shift has no time", "Name a time column.")
@@ -235,8 +243,9 @@ class Split:
                 )
 
 
-def _count(inputs: Any) -> int:
-    return _count(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs)
+def count_rows(inputs: Any) -> int:
+    """Number of examples in raw or stored inputs."""
+    return count_rows(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs)
 
 
 def _digest(inputs: Any, digest: Any) -> None:

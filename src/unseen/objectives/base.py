@@ -1,0 +1,62 @@
+"""The objective contract: a loss over a batch of all training domains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from unseen.networks import Network
+from unseen.shifts import Batch
+
+
+@dataclass
+class Loss:
+    """`total` is minimised; `parts` are named pieces of it, for the log."""
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """What is minimised. Subclasses store hyperparameters in `__init__` and define `forward`.
+
+    An objective may own parameters (a discriminator) and buffers (running means). Buffers are changed in
+    place, and only when `batch.repeat` is False, because update rules may evaluate a batch more than once.
+    """
+
+    needs_domains = False
+    """Whether the loss makes no sense with a single training domain."""
+
+    def setup(self, *, features: int, classes: int, domains: int) -> None:
+        """Called once before training: create parameters and buffers that depend on these sizes."""
+
+    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Change the batch before the loss sees it (mixing, masking). All randomness of an objective is here."""
+        return batch
+
+    def forward(self, model: Network, batch: Batch) -> Loss:
+        raise TypeError(f"{type(self).__name__} must define forward(model, batch) -> Loss")
+
+
+def example_losses(logits: Tensor, batch: Batch) -> Tensor:
+    """(B,) cross-entropy of each example, for labels or soft targets, times the example's weight."""
+    losses = nn.functional.cross_entropy(logits, batch.y, reduction="none")
+    return losses if batch.weight is None else losses * batch.weight
+
+
+def domain_means(values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean of `values` (B, ...) over each domain, in one matrix product.
+
+    Returns means (D, ...), zero for a domain that has no example in the batch, and `present` (D,), 1.0 or 0.0.
+    """
+    member = nn.functional.one_hot(batch.domain, batch.domains).to(values.dtype)
+    counts = member.sum(0)
+    means = (member / counts.clamp(min=1)).T @ values.flatten(1 if values.dim() > 1 else 0)
+    return means.view(batch.domains, *values.shape[1:]), (counts > 0).to(values.dtype)
+
+
+def mean_over_present(values: Tensor, present: Tensor) -> Tensor:
+    """Mean of `values` (D,) over the domains that have examples in the batch."""
+    return (values * present).sum() / present.sum()

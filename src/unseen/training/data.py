@@ -1,0 +1,85 @@
+"""A split made ready for training: encoded once, kept whole in memory, indexed batch by batch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unseen.networks import Bank, Network
+from unseen.registry import Spec
+from unseen.shifts import Batch, Split
+from unseen.shifts.preprocessing import Preprocessing, fit_preprocessing
+from unseen.shifts.sampling import DomainSampler
+from unseen.shifts.shift import count_rows, take
+
+Role = Literal["train", "validation", "unseen"]
+
+
+class TrainingData:
+    """All rows of a split's shift, encoded by a preprocessing that was fitted on the training rows."""
+
+    def __init__(self, split: Split, backbone: Spec | None = None):
+        self.split = split
+        if backbone is None:
+            self.preprocessing: Preprocessing = fit_preprocessing(split.shift, split.train)
+        else:
+            from unseen.networks.frozen import FrozenBackbone
+
+            self.preprocessing = FrozenBackbone.fit(split.shift, split.train, backbone)
+        self.stored = self.preprocessing.encode(split.shift.inputs)
+        self.domain = split.train_domain_index(torch.arange(len(split.shift)))
+
+    def sampler(self, per_domain: int, seed: int) -> DomainSampler:
+        return DomainSampler(self.split.train, self.domain[self.split.train], per_domain, seed)
+
+    def batch(self, rows: Tensor, step: int, device: torch.device | str = "cpu") -> Batch:
+        """The batch of the given rows, on `device`, with finished inputs."""
+        shift = self.split.shift
+        batch = Batch(
+            x=take(self.stored, rows),
+            y=shift.labels[rows],
+            domain=self.domain[rows],
+            domains=len(self.split.train_domains),
+            ids=rows,
+            group=None if shift.group is None else shift.group[rows],
+            step=step,
+        ).to(device)
+        batch.x = self.preprocessing.finish(batch.x)
+        return batch
+
+    def bank(self, network: Network, role: Role | Tensor, device: torch.device | str = "cpu") -> Bank:
+        """Outputs of `network` for the rows of a role (or for given rows)."""
+        rows = role if isinstance(role, Tensor) else self.split.rows(role)
+        bank = network_outputs(network, self.preprocessing, take(self.stored, rows), device)
+        bank.labels, bank.domain, bank.ids = (
+            self.split.shift.labels[rows],
+            self.split.shift.domain[rows],
+            rows,
+        )
+        bank.domains = self.split.shift.domains
+        return bank
+
+
+@torch.inference_mode()
+def network_outputs(
+    network: Network,
+    preprocessing: Preprocessing,
+    stored: object,
+    device: torch.device | str = "cpu",
+    size: int = 512,
+) -> Bank:
+    """Features and logits of stored inputs, `size` at a time, in evaluation mode."""
+    was_training = network.training
+    network.eval()
+    features, logits = [], []
+    count = count_rows(stored)
+    for start in range(0, count, size):
+        part = take(stored, torch.arange(start, min(start + size, count)))
+        part = {k: v.to(device) for k, v in part.items()} if isinstance(part, dict) else part.to(device)
+        features.append(network.featurizer(preprocessing.finish(part)).float())
+        logits.append(network.head(features[-1]).float())
+    network.train(was_training)
+    empty = [torch.zeros(0, network.features)], [torch.zeros(0, network.classes)]
+    return Bank(torch.cat(features or empty[0]).cpu(), torch.cat(logits or empty[1]).cpu(), head=network.head)

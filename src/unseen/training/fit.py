@@ -1,0 +1,323 @@
+"""The training loop: straight-line code for every objective, update rule and averaging."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unseen.averaging import StateDict, estimate_batch_statistics, has_batch_statistics, snapshot
+from unseen.errors import InputError, TrainingDiverged
+from unseen.networks import Network, build_network
+from unseen.networks.simple import default_network
+from unseen.objectives import Loss, Objective
+from unseen.registry import Spec, averaging, objectives, updates
+from unseen.shifts import Batch, Split
+from unseen.shifts.sampling import derive_seed
+from unseen.training.data import TrainingData
+from unseen.training.learner import Learner
+from unseen.training.predictor import Predictor
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how precisely to compute; see Lightning Fabric for the values."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+
+
+@dataclass
+class TrainingResult:
+    """What training gives: the final state, a row per (step, domain, metric), and facts about the run."""
+
+    state: StateDict
+    history: list[dict[str, Any]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class TrainingSystem(nn.Module):
+    """Network and objective as one module: what Fabric wraps, so that DDP sees both sets of parameters."""
+
+    def __init__(self, network: Network, objective: Objective):
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(self, batch: Batch) -> Loss:
+        return self.objective(self.network, batch)
+
+
+def build_system(learner: Learner, data: TrainingData, seed: int) -> TrainingSystem:
+    """Network and objective with initial weights that depend on `seed` alone (not on global random state)."""
+    split = data.split
+    objective = objectives.build(learner.objective)
+    if objective.needs_domains and len(split.train_domains) < 2:
+        raise InputError(
+            f"objective {learner.objective.name!r}",
+            f"compares training domains, but there is only one ({split.train_domains[0]!r})",
+            "Train on at least two domains, or choose an objective that needs none, such as erm.",
+        )
+    spec = learner.network
+    if spec.name == "auto":
+        name = "linear" if learner.backbone is not None else default_network(data.preprocessing.shape)
+        spec = Spec(name, spec.parameters)
+    with seeded(seed):
+        network = build_network(spec, data.preprocessing.shape, len(split.shift.classes))
+        objective.setup(features=network.features, classes=network.classes, domains=len(split.train_domains))
+    return TrainingSystem(network, objective)
+
+
+def build_optimizer(learner: Learner, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": learner.learning_rate, "weight_decay": learner.weight_decay}
+    if learner.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=0.9, **options)
+    kind = torch.optim.AdamW if learner.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, fused=True, **options)
+
+
+@contextlib.contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Run with torch's global generator seeded (initial weights, dropout), and restore it afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(*numbers))
+        yield
+
+
+def fit(
+    learner: Learner,
+    split: Split,
+    *,
+    seed: int = 0,
+    data: TrainingData | None = None,
+    hardware: Hardware = Hardware(),
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Predictor:
+    """Train a learner on a split and return its predictor.
+
+    seed        decides initial weights, order of examples and all randomness of methods
+    data        the split, already encoded (several learners can share it)
+    checkpoint  file to save to and, when it exists, to go on from; the resumed run equals an unbroken one
+    progress    called as progress(steps done, steps)
+    Raises `TrainingDiverged` when the loss becomes NaN or infinite.
+    """
+    data = data or TrainingData(split, learner.backbone)
+    result = train(learner, data, seed=seed, hardware=hardware, checkpoint=checkpoint, progress=progress)
+    network = build_system(learner, data, seed).network
+    network.load_state_dict(result.state)
+    return Predictor(
+        network, data.preprocessing, split.shift.classes, facts=result.facts, history=result.history
+    )
+
+
+def train(
+    learner: Learner,
+    data: TrainingData,
+    *,
+    seed: int = 0,
+    hardware: Hardware = Hardware(),
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """`fit` without the predictor around its result."""
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        precision=hardware.precision,  # type: ignore[arg-type]
+        strategy="ddp_spawn" if hardware.devices > 1 else "auto",
+    )
+    path = Path(checkpoint) if checkpoint is not None else None
+    if hardware.devices > 1:
+        return fabric.launch(_train, learner, data, seed, path, None)
+    return _train(fabric, learner, data, seed, path, progress)
+
+
+def _train(
+    fabric: Any,
+    learner: Learner,
+    data: TrainingData,
+    seed: int,
+    checkpoint: Path | None,
+    progress: Progress | None,
+) -> TrainingResult:
+    began = time.perf_counter()
+    system = build_system(learner, data, seed)
+    network = system.network
+    optimizer = build_optimizer(learner, list(system.parameters()))
+    wrapped, optimizer = fabric.setup(system, optimizer)
+    rule = updates.build(learner.update).bind(system, optimizer, backward=fabric.backward, clip=learner.clip)
+    average = averaging.build(learner.averaging) if learner.averaging is not None else None
+    if average is not None:
+        average.setup(steps=learner.steps)
+    sampler = data.sampler(learner.batch_size, derive_seed(seed, fabric.global_rank))
+    evaluations = set(learner.evaluation_steps())
+    best: dict[str, Any] = {"score": None, "step": -1, "state": {}}
+    history: list[dict[str, Any]] = []
+    first, since_best, evaluation_seconds = 0, 0, 0.0
+
+    if checkpoint is not None and checkpoint.exists():
+        saved = _load_checkpoint(checkpoint, learner, data, seed)
+        system.load_state_dict(saved["system"])
+        optimizer.load_state_dict(saved["optimizer"])
+        rule.load_state_dict(saved["update"])
+        if average is not None:
+            average.load_state_dict(saved["averaging"])
+        best, history, first, since_best = saved["best"], saved["history"], saved["step"], saved["since_best"]
+
+    last_saved = time.perf_counter()
+    with torch.random.fork_rng():
+        for step in range(first, learner.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learner.learning_rate_at(step)
+            batch = data.batch(sampler.rows(step), step, fabric.device)
+            generator = torch.Generator().manual_seed(derive_seed(seed, fabric.global_rank, step))
+            batch = system.objective.prepare(batch, generator)
+            torch.manual_seed(derive_seed(seed, fabric.global_rank, step, 1))  # dropout
+            loss = rule.step(wrapped, batch)
+            if not torch.isfinite(loss.total):
+                raise _diverged(learner, loss, step, best["step"], checkpoint)
+
+            validation_loss = None
+            if step in evaluations:
+                started = time.perf_counter()
+                rows = evaluate(network, data, step, fabric.device)
+                history.extend(rows)
+                history.extend(_log(loss, step))
+                score, validation_loss = validation_score(rows)
+                since_best += 1
+                if best["score"] is None or score > best["score"]:
+                    best, since_best = {"score": score, "step": step, "state": snapshot(network)}, 0
+                evaluation_seconds += time.perf_counter() - started
+            if average is not None:
+                average.observe(step, network, validation_loss)
+            if checkpoint is not None and step in evaluations and time.perf_counter() - last_saved > 5:
+                _save_checkpoint(checkpoint, fabric, learner, data, seed, {
+                    "step": step + 1, "system": system.state_dict(), "optimizer": optimizer.state_dict(),
+                    "update": rule.state_dict(), "averaging": average.state_dict() if average else {},
+                    "best": best, "history": history, "since_best": since_best,
+                })  # fmt: skip
+                last_saved = time.perf_counter()
+            if progress is not None:
+                progress(step + 1, learner.steps)
+            if learner.patience is not None and since_best >= learner.patience:
+                break
+
+    state = average.result() if average is not None else None
+    averaged = state is not None
+    if state is None:
+        state = best["state"] if learner.keep == "best" else snapshot(network)
+    if averaged and has_batch_statistics(network):
+        network.load_state_dict(state)
+        estimate_batch_statistics(
+            network,
+            lambda: (data.batch(sampler.rows(i), i, fabric.device).x for i in range(min(50, step + 1))),
+        )
+        state = snapshot(network)
+    return TrainingResult(
+        state={name: value.cpu() for name, value in state.items()},
+        history=history,
+        facts={
+            "learner": learner.to_json(),
+            "seed": seed,
+            "steps": step + 1,
+            "kept": "averaged"
+            if averaged
+            else (f"step {best['step'] + 1}" if learner.keep == "best" else "last step"),
+            "seconds": round(time.perf_counter() - began, 3),
+            "evaluation_seconds": round(evaluation_seconds, 3),
+            "train_domains": list(data.split.train_domains),
+            "unseen_domains": list(data.split.unseen_domains),
+        },
+    )
+
+
+def evaluate(network: Network, data: TrainingData, step: int, device: Any) -> list[dict[str, Any]]:
+    """Accuracy and loss on the ID validation rows of each training domain, one record a (domain, metric)."""
+    bank = data.bank(network, "validation", device)
+    losses = nn.functional.cross_entropy(bank.logits, bank.labels, reduction="none")
+    records = []
+    for index in bank.domain.unique().tolist():
+        inside = bank.domain == index
+        common = {"step": step, "role": "validation", "domain": bank.domains[index], "n": int(inside.sum())}
+        records.append({**common, "metric": "accuracy", "value": float(bank.correct[inside].float().mean())})
+        records.append({**common, "metric": "loss", "value": float(losses[inside].mean())})
+    return records
+
+
+def validation_score(records: list[dict[str, Any]]) -> tuple[float, float]:
+    """ID validation accuracy, averaged over domains, with the loss as tie-breaker; and the loss itself."""
+    accuracy = [r["value"] for r in records if r["metric"] == "accuracy"]
+    loss = [r["value"] for r in records if r["metric"] == "loss"]
+    mean_loss = sum(loss) / len(loss)
+    return sum(accuracy) / len(accuracy) - 1e-6 * min(mean_loss, 1e3), mean_loss
+
+
+def _log(loss: Loss, step: int) -> list[dict[str, Any]]:
+    values: dict[str, Tensor] = {"total": loss.total, **loss.parts}
+    return [
+        {
+            "step": step,
+            "role": "train",
+            "domain": "",
+            "n": 0,
+            "metric": f"loss/{name}",
+            "value": float(value.detach()),
+        }
+        for name, value in values.items()
+    ]
+
+
+def _diverged(
+    learner: Learner, loss: Loss, step: int, kept: int, checkpoint: Path | None
+) -> TrainingDiverged:
+    where = f" Kept: the state after step {kept + 1}" if kept >= 0 else " No state was good enough to keep"
+    where += f" ({checkpoint})." if checkpoint is not None and checkpoint.exists() else "."
+    parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in loss.parts.items())
+    return TrainingDiverged(
+        f"learner {learner.name!r}: the loss became {float(loss.total.detach())} at step {step + 1} of {learner.steps}"
+        + (f" ({parts})" if parts else "")
+        + f". Lower the learning rate ({learner.learning_rate:g}) or the penalty, or clip gradients."
+        + where
+    )
+
+
+def _identity(learner: Learner, data: TrainingData, seed: int) -> str:
+    return f"{learner.key} {data.split.shift.fingerprint} {sorted(data.split.unseen_domains)} {data.split.seed} {seed}"
+
+
+def _save_checkpoint(
+    path: Path, fabric: Any, learner: Learner, data: TrainingData, seed: int, state: dict[str, Any]
+) -> None:
+    if fabric.is_global_zero:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        torch.save({"identity": _identity(learner, data, seed), **state}, temporary)
+        os.replace(temporary, path)
+
+
+def _load_checkpoint(path: Path, learner: Learner, data: TrainingData, seed: int) -> dict[str, Any]:
+    try:
+        saved = torch.load(path, weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"checkpoint {str(path)!r}", f"cannot be read ({error})", "Delete it to start anew."
+        ) from None
+    if saved.get("identity") != _identity(learner, data, seed):
+        raise InputError(
+            f"checkpoint {str(path)!r}",
+            "belongs to another learner, split or seed",
+            "Choose another file name.",
+        )
+    return saved
