@@ -6,13 +6,34 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__: list[str] = []
 
-_PUBLIC: dict[str, str] = {}
+# Public names are imported when first used: `unseen --help` must not wait for torch.
+_PUBLIC = {
+    "Batch": "unseen.shifts",
+    "Shift": "unseen.shifts",
+    "Split": "unseen.shifts",
+    "open_shift": "unseen.shifts.opening",
+    "Network": "unseen.networks",
+    "Bank": "unseen.networks",
+    "Objective": "unseen.objectives",
+    "Loss": "unseen.objectives",
+    "UpdateRule": "unseen.updates",
+    "Averaging": "unseen.averaging",
+    "Detector": "unseen.detection",
+    "Learner": "unseen.training",
+    "Predictor": "unseen.training",
+    "fit": "unseen.training",
+    "load": "unseen.training.model_folder",
+    "Study": "unseen.studies",
+}
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    # Public names are imported when first used: `unseen --help` must not wait for torch.
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'unseen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

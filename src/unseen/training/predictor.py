@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import pandas as pd
 import torch
 from torch import nn
 
+from unseen.detection import Familiarity
 from unseen.networks import Bank, Network
+from unseen.registry import Spec
 from unseen.shifts import Shift
 from unseen.shifts.preprocessing import Preprocessing
 from unseen.training.data import network_outputs
@@ -32,6 +35,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.network, self.preprocessing, self.classes = network, preprocessing, tuple(classes)
         self.facts, self.history = facts or {}, history or []
+        self.familiarity: Familiarity | None = None
 
     @property
     def device(self) -> torch.device:
@@ -45,10 +49,27 @@ class Predictor(nn.Module):
             bank.labels, bank.domain, bank.domains = inputs.labels, inputs.domain, inputs.domains
         return bank
 
+    def know_familiar(
+        self, detector: str | Spec, train: Bank, validation: Bank, coverage: float = 0.95
+    ) -> Self:
+        """Fit the sense of the familiar: detector on `train`, abstention threshold on `validation` outputs."""
+        self.familiarity = Familiarity.fit(detector, train, validation, coverage)
+        return self
+
     def predict(self, inputs: Any) -> pd.DataFrame:
-        """One row an example: label and a probability a class."""
+        """One row an example: label, a probability a class, and (once fitted) familiarity and accept."""
         bank = self.outputs(inputs)
         table = pd.DataFrame({"label": [self.classes[i] for i in bank.predictions.tolist()]})
         for index, name in enumerate(self.classes):
             table[f"p({name})"] = bank.probabilities[:, index].numpy()
+        if self.familiarity is not None:
+            scores = self.familiarity.score(bank)
+            table["familiarity"] = scores.numpy()
+            table["accept"] = (scores >= self.familiarity.threshold).numpy()
         return table
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model folder: weights (safetensors), description (JSON), card (README.md)."""
+        from unseen.training.model_folder import save
+
+        return save(self, folder)

@@ -1,0 +1,112 @@
+"""Mahalanobis distances of features to class means, whitened once and scored by one matrix product."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from unseen.detection.base import Detector, require_finite
+from unseen.errors import InputError
+from unseen.networks import Bank
+from unseen.registry import detectors
+
+
+def class_statistics(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Class means (C, D), tied covariance (D, D) and total covariance (D, D), all float64.
+
+    One Gram matrix serves both covariances: the within-class scatter is the total scatter minus the scatter
+    of the class means. Features are centred first, so that the subtraction loses no digits.
+    """
+    member = torch.nn.functional.one_hot(labels, classes).double()
+    counts = member.sum(0)
+    if (counts == 0).any():
+        missing = (counts == 0).nonzero().squeeze(1).tolist()
+        raise InputError(
+            "detector's training outputs",
+            f"lack class number(s) {missing}",
+            "Fit on examples of every class.",
+        )
+    centre = features.double().mean(0)
+    centred = features.double() - centre
+    means = (member / counts).T @ centred
+    total = centred.T @ centred
+    within = total - means.T @ (means * counts[:, None])
+    return means + centre, within / len(features), total / len(features)
+
+
+def whitening(covariance: Tensor, shrinkage: float) -> Tensor:
+    """W (D, D) with W' (covariance + shrinkage * mean variance * I) W = I: distances become Euclidean."""
+    size = len(covariance)
+    ridge = shrinkage * covariance.diagonal().mean().clamp(min=1e-12)
+    values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(size, dtype=covariance.dtype))
+    return vectors * values.clamp(min=ridge).rsqrt()
+
+
+def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
+    """(N, C) squared Euclidean distances by one matrix product."""
+    cross = points @ centres.T
+    return (points.square().sum(1, keepdim=True) - 2 * cross + centres.square().sum(1)).clamp(min=0)
+
+
+@detectors.register(
+    "mahalanobis",
+    summary="Distance to the nearest class mean under the tied covariance",
+    paper="Lee et al. 2018, arXiv 1807.03888",
+)
+class Mahalanobis(Detector):
+    """Minus the smallest squared distance; `shrinkage` is relative to the mean variance of a feature."""
+
+    def __init__(self, shrinkage: float = 1e-4):
+        super().__init__()
+        self.shrinkage = shrinkage
+
+    def fit(self, bank: Bank) -> Self:
+        features = require_finite(bank.features, "features")
+        means, within, _ = class_statistics(features, _labels(bank), bank.logits.shape[1])
+        transform, centre = whitening(within, self.shrinkage), means.mean(0)
+        self.keep(
+            transform=transform.float(), centre=centre.float(), means=((means - centre) @ transform).float()
+        )
+        return self
+
+    def score(self, bank: Bank) -> Tensor:
+        points = (require_finite(bank.features, "features").float() - self.centre) @ self.transform
+        return -squared_distances(points, self.means).amin(1)
+
+
+@detectors.register(
+    "relative-mahalanobis",
+    summary="Mahalanobis distance to the nearest class minus the distance to all data",
+    paper="Ren et al. 2021, arXiv 2106.09022",
+)
+class RelativeMahalanobis(Detector):
+    """Minus the smallest of (distance to class c - distance to the Gaussian of all features)."""
+
+    def __init__(self, shrinkage: float = 1e-4):
+        super().__init__()
+        self.shrinkage = shrinkage
+
+    def fit(self, bank: Bank) -> Self:
+        features = require_finite(bank.features, "features")
+        means, within, total = class_statistics(features, _labels(bank), bank.logits.shape[1])
+        transform, centre = whitening(within, self.shrinkage), features.double().mean(0)
+        self.keep(
+            transform=transform.float(),
+            centre=centre.float(),
+            means=((means - centre) @ transform).float(),
+            background=whitening(total, self.shrinkage).float(),
+        )
+        return self
+
+    def score(self, bank: Bank) -> Tensor:
+        centred = require_finite(bank.features, "features").float() - self.centre
+        to_class = squared_distances(centred @ self.transform, self.means).amin(1)
+        return (centred @ self.background).square().sum(1) - to_class
+
+
+def _labels(bank: Bank) -> Tensor:
+    if bank.labels is None:
+        raise InputError("detector's training outputs", "hold no labels", "Fit on a labelled bank.")
+    return bank.labels

@@ -1,0 +1,158 @@
+"""Run a reproduction: resumable unit by unit, judged claim by claim, recorded as JSON and a plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import unseen
+from unseen.errors import InputError
+from unseen.papers.base import Judgement, Reproduction, Scale, verdict
+from unseen.registry import papers
+
+Report = Callable[[str, int, int], None]
+"""Called as report(what is measured next, units done, units in all)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The tidy table (seed, condition, metric, value), a judgement a claim, and the verdict."""
+
+    name: str
+    reproduction: Reproduction
+    table: pd.DataFrame
+    judgements: list[Judgement]
+    scale: Scale
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.judgements)
+
+    def summary(self) -> pd.DataFrame:
+        """Mean over seeds: a row a condition, a column a metric, in the order they were declared."""
+        table = self.table.pivot_table(index="condition", columns="metric", values="value", aggfunc="mean")
+        rows = [c.name for c in self.reproduction.conditions if c.name in table.index]
+        return table.loc[rows, [m for m in self.reproduction.metrics if m in table.columns]]
+
+    def to_json(self) -> dict[str, Any]:
+        card = self.reproduction.card
+        return {
+            "name": self.name,
+            "paper": {k: getattr(card, k) for k in ("number", "title", "authors", "venue", "arxiv")},
+            "claim": card.claim,
+            "verdict": self.verdict,
+            "scale": self.scale,
+            "seeds": sorted(self.table.seed.unique().tolist()),
+            "claims": [
+                {
+                    "name": j.claim.name,
+                    "statement": j.claim.statement,
+                    "control": j.claim.control,
+                    "threshold": j.threshold,
+                    "mean": j.mean,
+                    "low": j.low,
+                    "high": j.high,
+                    "verdict": j.verdict,
+                    "clear": j.clear,
+                }
+                for j in self.judgements
+            ],
+            "conditions": {c.name: {"role": c.role, "note": c.note} for c in self.reproduction.conditions},
+            "metrics": dict(self.reproduction.metrics),
+            "rows": self.table.to_dict("records"),
+            "seconds": round(self.seconds, 1),
+            "made_by": f"unseen {unseen.__version__}, Python {platform.python_version()}",
+        }
+
+
+def reproduce(
+    name: str,
+    *,
+    folder: str | Path = "runs/reproductions",
+    seeds: int | None = None,
+    scale: Scale = "laptop",
+    report: Report | None = None,
+) -> Outcome:
+    """Measure what is not yet measured in `folder`, then judge every claim.
+
+    seeds  how many seeds, at least 3; default the reproduction's own
+    """
+    reproduction: Reproduction = papers.build(name)
+    chosen = reproduction.seeds if seeds is None else tuple(range(seeds))
+    if len(chosen) < 3:
+        raise InputError("seeds", f"are {len(chosen)}", "A verdict needs at least 3.")
+    store = Path(folder) / name
+    store.mkdir(parents=True, exist_ok=True)
+    work = [(unit, seed) for seed in chosen for unit in reproduction.units(scale)]
+    with _Measurements(store / f"{scale}.sqlite") as kept:
+        for done, (unit, seed) in enumerate(work):
+            if not kept.has(unit, seed):
+                if report is not None:
+                    report(f"{unit}, seed {seed}", done, len(work))
+                began = time.perf_counter()
+                rows = reproduction.measure(unit, seed, scale)
+                kept.add(unit, seed, rows, time.perf_counter() - began)
+        if report is not None:
+            report("done", len(work), len(work))
+        table, seconds = kept.table(work)
+    judgements = [claim.judge(table) for claim in reproduction.claims]
+    return Outcome(name, reproduction, table, judgements, scale, seconds)
+
+
+def record(outcome: Outcome, folder: str | Path) -> Path:
+    """Write NN-name.json and NN-name.svg; returns the JSON's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{outcome.reproduction.card.number:02d}-{outcome.name}"
+    figure = outcome.reproduction.plot(outcome.table)
+    figure.savefig(folder / f"{stem}.svg", bbox_inches="tight", metadata={"Date": None})
+    temporary = folder / f".{stem}.json"
+    temporary.write_text(json.dumps(outcome.to_json(), indent=1) + "\n")
+    os.replace(temporary, folder / f"{stem}.json")
+    return folder / f"{stem}.json"
+
+
+class _Measurements:
+    """Rows of finished units in SQLite: a unit is there whole or not at all."""
+
+    def __init__(self, path: Path):
+        self._connection = sqlite3.connect(path)
+        self._connection.executescript(
+            "create table if not exists units (unit text, seed integer, seconds real, primary key (unit, seed));"
+            "create table if not exists rows (unit text, seed integer, condition text, metric text, value real);"
+        )
+
+    def __enter__(self) -> _Measurements:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def has(self, unit: str, seed: int) -> bool:
+        found = self._connection.execute("select 1 from units where unit = ? and seed = ?", (unit, seed))
+        return found.fetchone() is not None
+
+    def add(self, unit: str, seed: int, rows: list[Any], seconds: float) -> None:
+        with self._connection:
+            self._connection.executemany(
+                "insert into rows values (?, ?, ?, ?, ?)", [(unit, seed, *row) for row in rows]
+            )
+            self._connection.execute("insert into units values (?, ?, ?)", (unit, seed, seconds))
+
+    def table(self, work: list[tuple[str, int]]) -> tuple[pd.DataFrame, float]:
+        wanted = set(work)
+        found = self._connection.execute("select unit, seed, condition, metric, value from rows").fetchall()
+        kept = [row[1:] for row in found if (row[0], row[1]) in wanted]
+        times = self._connection.execute("select unit, seed, seconds from units").fetchall()
+        seconds = sum(row[2] for row in times if (row[0], row[1]) in wanted)
+        return pd.DataFrame(kept, columns=["seed", "condition", "metric", "value"]), seconds
