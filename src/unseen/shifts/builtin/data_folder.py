@@ -11,14 +11,15 @@ VARIABLE = "UNSEEN_DATA"
 
 
 def data_file(name: str, path: str | Path | None = None) -> Path:
-    """Where the file `name` lies: `path` (that file, or a folder with it), else the folder in $UNSEEN_DATA."""
-    place = Path(path) if path is not None else Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
-    if place is None:
+    """Where the file `name` lies: at `path` (itself or its folder), else in the folder that $UNSEEN_DATA names."""
+    named = path if path is not None else os.environ.get(VARIABLE)
+    if not named:
         raise InputError(
             f"data file {name!r}",
             "is not part of any package and no folder was named",
             f"Give path=..., or set the environment variable {VARIABLE} to the folder that has it.",
         )
+    place = Path(named)
     found = place / name if place.is_dir() else place
     if not found.is_file():
         origin = "path" if path is not None else VARIABLE

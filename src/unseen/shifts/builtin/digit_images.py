@@ -5,7 +5,7 @@ White strokes on black everywhere. The shifts of `digits.py` and `spurious_digit
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ def mnist() -> tuple[Tensor, Tensor]:
 
 
 def optdigits() -> tuple[Tensor, Tensor]:
-    """The 1,797 digits (8x8, 17 levels, 43 writers) of UCI optdigits that scikit-learn ships, scaled up to 28x28."""
+    """The 1,797 digits (8x8, 43 writers) of UCI optdigits that scikit-learn ships, scaled up to 28x28."""
     from sklearn.datasets import load_digits
 
     small = load_digits()
@@ -87,7 +87,7 @@ def _printed_digit(text: str, font: str, size: int, angle: float, shift: tuple[f
     return torch.from_numpy(np.array(canvas.resize((SIDE, SIDE), Image.Resampling.BOX)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(name: str, size: int):
     from matplotlib import get_data_path
     from PIL import ImageFont
@@ -140,7 +140,9 @@ def at_most(rows: Tensor, labels: Tensor, size: int | None) -> Tensor:
         return rows.sort().values
     classes = int(labels.max()) + 1
     if size < 2 * classes:
-        raise InputError("size", f"is {size}", f"Give at least {2 * classes}: two of each class, or None for all.")
+        raise InputError(
+            "size", f"is {size}", f"Give at least {2 * classes}: two of each class, or None for all."
+        )
     kept = [rows[labels[rows] == label][: size // classes] for label in range(classes)]
     return torch.cat(kept).sort().values
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -53,10 +52,12 @@ def digits(
         classes=DIGITS,
         domains=tuple(domains),
         ids=[
-            f"{name}/{row}" for name, (_, _, rows) in zip(domains, parts, strict=True) for row in rows.tolist()
+            f"{name}/{row}"
+            for name, (_, _, rows) in zip(domains, parts, strict=True)
+            for row in rows.tolist()
         ],
         description="Digits written (MNIST, optdigits), printed in fonts, and blended into photographs.",
-        source=Spec.make("digits", size=size, domains=domains, seed=seed, path=path).to_json(),
+        source={"source": str(Spec.make("digits", size=size, domains=domains, seed=seed, path=path))},
     )
 
 
@@ -104,7 +105,7 @@ def _shuffled_subset(
 
 
 def _coloured(images: Tensor) -> Tensor:
-    """Grey (N, h, w) as three equal channels: all domains must have one shape, and photographs have colour."""
+    """Grey (N, h, w) as three equal channels: the domains must share a shape, and photographs have colour."""
     return images[:, None].repeat(1, 3, 1, 1)
 
 

@@ -20,7 +20,10 @@ from unseen.shifts.shift import Shift
     paper="Arjovsky et al. 2019, Invariant risk minimization (Colored MNIST, section 5.2)",
 )
 def coloured_digits(
-    flips: Sequence[float] = (0.1, 0.2, 0.9), label_noise: float = 0.25, size: int | None = None, seed: int = 0
+    flips: Sequence[float] = (0.1, 0.2, 0.9),
+    label_noise: float = 0.25,
+    size: int | None = None,
+    seed: int = 0,
 ) -> Shift:
     """Colored MNIST, uint8 (N, 2, 14, 14): red digits fill the first channel, green ones the second.
 
@@ -57,7 +60,11 @@ def coloured_digits(
         group=colour.long(),
         groups=("red", "green"),
         description="Colored MNIST: colour predicts the label better than the digit does, until it does not.",
-        source=Spec.make("coloured-digits", flips=flips, label_noise=label_noise, size=size, seed=seed).to_json(),
+        source={
+            "source": str(
+                Spec.make("coloured-digits", flips=flips, label_noise=label_noise, size=size, seed=seed)
+            )
+        },
     )
 
 
@@ -89,7 +96,7 @@ def rotated_digits(
         domains=tuple(f"angle-{angle:g}" for angle in angles),
         ids=[f"mnist/{row}" for row in rows.tolist()],
         description="MNIST digits, each domain turned by another angle.",
-        source=Spec.make("rotated-digits", angles=angles, size=size, seed=seed).to_json(),
+        source={"source": str(Spec.make("rotated-digits", angles=angles, size=size, seed=seed))},
     )
 
 
@@ -103,8 +110,8 @@ def domino_digits(
 ) -> Shift:
     """Two digits side by side, uint8 (N, 1, 28, 56); the label is the left one, of MNIST.
 
-    The right one, of optdigits, shows the same digit with the domain's probability in `agreement`, and otherwise
-    one of the other nine at random (0.1 makes it independent of the label). `group` says whether they agree.
+    The right one, of optdigits, shows the same digit with the domain's probability in `agreement`, otherwise one
+    of the other nine at random (0.1 makes it independent of the label). `group` says whether they agree.
 
     agreement  probability per domain, each in [0, 1]; the domains are named agree-0.95 and so on
     size       examples per domain at most; None shares all 5,000 digits out
@@ -139,14 +146,14 @@ def domino_digits(
         group=agrees.long(),
         groups=("differ", "agree"),
         description="Dominoes: the right digit is a shortcut to the left one in the training domains.",
-        source=Spec.make("domino-digits", agreement=agreement, size=size, seed=seed).to_json(),
+        source={"source": str(Spec.make("domino-digits", agreement=agreement, size=size, seed=seed))},
     )
 
 
 def _shared_out(
     domains: int, size: int | None, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """MNIST dealt to the domains, each digit to one: rows, domain, digit and image (28, 28) of every example."""
+    """MNIST dealt to the domains, each digit to one: its row, domain, digit and image (28, 28)."""
     images, digits = mnist()
     parts = [at_most(part, digits, size) for part in stratified_parts(digits, domains, generator)]
     rows = torch.cat(parts)
