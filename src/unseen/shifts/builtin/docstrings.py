@@ -38,7 +38,7 @@ def docstrings(
     """Opening words of docstrings (4 to 60) of installed packages; the label is the kind of thing.
 
     Read from source files without importing them. Only the text before the first section heading is kept
-    (headings such as Attributes give classes away), without markup and without words such as class, method and
+    (headings such as Attributes give classes away), without markup and words such as class, method,
     instance. A text that occurs twice is kept once. The texts follow the installed versions, which the
     description names: other versions, other texts.
 

@@ -30,8 +30,8 @@ def pacs(size: int | None = None, seed: int = 0, path: str | None = None) -> Shi
     seed  of the choice of images
     path  pacs_64.parquet (columns jpeg, domain, class) or its folder; default: the folder in $UNSEEN_DATA
 
-    Sketches are 39 % of all images, and class proportions differ by domain. The images' licence is unclear, so
-    the library does not bring them. Raises InputError when the file is not there or is another one.
+    Sketches are 39 % of all images, and class proportions differ by domain. The licence of the images is
+    unclear, so the library does not bring them. Raises InputError when the file is missing or another one.
     """
     file = data_file(FILE, path)
     frame = pd.read_parquet(file)

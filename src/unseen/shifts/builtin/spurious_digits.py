@@ -110,8 +110,8 @@ def domino_digits(
 ) -> Shift:
     """Two digits side by side, uint8 (N, 1, 28, 56); the label is the left one, of MNIST.
 
-    The right one, of optdigits, shows the same digit with the domain's probability in `agreement`, otherwise one
-    of the other nine at random (0.1 makes it independent of the label). `group` says whether they agree.
+    The right one, of optdigits, shows the same digit with the domain's probability in `agreement`, otherwise
+    one of the other nine at random (0.1 makes it independent of the label). `group` says whether they agree.
 
     agreement  probability per domain, each in [0, 1]; the domains are named agree-0.95 and so on
     size       examples per domain at most; None shares all 5,000 digits out
@@ -174,8 +174,8 @@ def _turned(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def _require_distinct(name: str, values: Sequence[float]) -> None:
-    if not values or len({f"{value:g}" for value in values}) < len(values):
-        raise InputError(name, f"is {tuple(values)}", "Give one or more different values, one per domain.")
+    if isinstance(values, (int, float)) or not values or len({f"{v:g}" for v in values}) < len(values):
+        raise InputError(name, f"is {values}", "Give a sequence of different values, one per domain.")
 
 
 def _require_probabilities(name: str, values: Sequence[float]) -> None:

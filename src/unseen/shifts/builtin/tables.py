@@ -21,9 +21,9 @@ from unseen.shifts.shift import Shift
 def penguins() -> Shift:
     """Sex of 333 penguins from bill, flipper, mass and species; the domain is the island, the time the year.
 
-    Only Adelie penguins live on all three islands, so species is a feature: as a label, two of its three values
-    would be missing on Torgersen. The 11 of 344 penguins whose sex was not recorded are left out (2 of them also
-    lack every measurement); nothing is imputed. Raises MissingExtra without palmerpenguins.
+    Only Adelie penguins live on all three islands, so species is a feature: as a label, two of its three
+    values would be missing on Torgersen. The 11 of 344 penguins whose sex was not recorded are left out (2 of
+    them also lack every measurement); nothing is imputed. Raises MissingExtra without palmerpenguins.
     """
     try:
         from palmerpenguins import load_penguins
@@ -112,14 +112,14 @@ def diabetes(by: str = "age") -> Shift:
 
 @shifts.register(
     "income",
-    summary="Census income above 50,000 dollars, by age, work class, race or sex (needs adult_income.parquet)",
+    summary="Census income above 50,000 dollars, by age, work class or sex (needs adult_income.parquet)",
     paper="Kohavi 1996, Scaling up the accuracy of naive-Bayes classifiers (UCI Adult)",
 )
 def income(by: str = "age", size: int | None = None, seed: int = 0, path: str | None = None) -> Shift:
     """UCI Adult: 48,842 people of the 1994 census of the United States; `group` is the sex.
 
     by    "age" (bands under-30, 30-44, 45-59, 60-up), "workclass" (private, government, self-employed),
-          "race", "sex" or "country" (United-States, elsewhere). The domain's own column is no feature, but for age
+          "race", "sex" or "country" (United-States, elsewhere). The domain's column is no feature (age is)
     size  people per domain at most, drawn at random; None takes all
     seed  of that draw
     path  adult_income.parquet or its folder; default: the folder that $UNSEEN_DATA names
@@ -190,7 +190,7 @@ def wine_quality(threshold: int = 6, path: str | None = None) -> Shift:
 def pm25(by: str = "year", every: int = 6, threshold: float = 75.0, path: str | None = None) -> Shift:
     """Whether fine dust reaches `threshold`, from the hour's weather; `time` is datetime64, 2010 to 2014.
 
-    by         "year" (2010 ... 2014) or "season" (winter, spring, summer, autumn; then the month is no feature)
+    by         "year" (2010 ... 2014) or "season" (then the month is no feature)
     every      take one reading in so many hours: neighbouring hours are so alike that a random validation set
                would flatter the model
     threshold  micrograms per cubic metre; 75 is the daily limit for cities in China's standard GB 3095-2012
