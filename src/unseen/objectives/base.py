@@ -33,8 +33,12 @@ class Objective(nn.Module):
         """Called once before training: create parameters and buffers that depend on these sizes."""
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Change the batch before the loss sees it (mixing, masking). All randomness of an objective is here."""
+        """Change the batch before the loss sees it (mixing, masking). An objective's randomness is here."""
         return batch
+
+    def resets_optimizer_at(self, step: int) -> bool:
+        """Whether the loss jumps at update `step`: the optimizer should forget its moments before it."""
+        return False
 
     def forward(self, model: Network, batch: Batch) -> Loss:
         raise TypeError(f"{type(self).__name__} must define forward(model, batch) -> Loss")
@@ -49,7 +53,7 @@ def example_losses(logits: Tensor, batch: Batch) -> Tensor:
 def domain_means(values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Mean of `values` (B, ...) over each domain, in one matrix product.
 
-    Returns means (D, ...), zero for a domain that has no example in the batch, and `present` (D,), 1.0 or 0.0.
+    Returns means (D, ...), zero for a domain without an example in the batch, and `present` (D,), 1.0 or 0.0.
     """
     member = nn.functional.one_hot(batch.domain, batch.domains).to(values.dtype)
     counts = member.sum(0)

@@ -44,8 +44,8 @@ def reverse_gradient(x: Tensor, strength: float) -> Tensor:
     search={"strength": ("log", 1e-2, 1e1), "warmup_steps": ("choice", [0, 100, 500])},
 )
 class DANN(Objective):
-    """Discriminator and network take one joint step; `strength` grows as 2 / (1 + exp(-10 p)) - 1 (section 5.2.2)
-    with p = step / warmup_steps, and stays at its full value afterwards.
+    """Discriminator and network take one joint step; `strength` grows as 2 / (1 + exp(-10 p)) - 1
+    (section 5.2.2) with p = step / warmup_steps, and stays at its full value afterwards.
     """
 
     needs_domains = True

@@ -21,7 +21,7 @@ from unseen.shifts.batch import map_tensors
     search={"alpha": ("log", 0.1, 10.0)},
 )
 class Mixup(Objective):
-    """One lambda ~ Beta(alpha, alpha) a batch; partners are drawn over the whole batch, so also across domains.
+    """One lambda ~ Beta(alpha, alpha) a batch; partners come from the whole batch, across domains.
 
     A mixed example keeps the domain of its first part.
     """

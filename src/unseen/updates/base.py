@@ -78,6 +78,10 @@ class UpdateRule:
                     parameter.grad.mul_(self.per_run(factor, parameter))
         self.optimizer.step()
 
+    def reset(self) -> None:
+        """Forget what past gradients left behind: the loss has jumped (`Objective.resets_optimizer_at`)."""
+        self.optimizer.state.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """State beside the optimizer's (moving averages, reference parameters): tensors and plain values."""
         return {}

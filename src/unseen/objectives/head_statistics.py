@@ -1,0 +1,309 @@
+"""What each domain's risk looks like from the head: value, gradient and its variance, curvature, features.
+
+Many penalties compare one of these across domains: V-REx, IGA, Fishr, CORAL, IRM, Hessian alignment. For a
+linear softmax head all of them are closed forms in features, probabilities and labels, so every domain is served
+by a few matrix products, and results are differentiable in features and head without double backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from unseen.errors import InputError, nearest
+
+STATISTICS = (
+    "loss",
+    "gradient",
+    "gradient_variance",
+    "hessian_gradient",
+    "hessian_diagonal",
+    "scale_gradient",
+    "feature_mean",
+    "feature_covariance",
+)
+
+
+@dataclass(frozen=True)
+class HeadStatistics:
+    """Statistics by name, of D domains and of the pooled risk (the mean of the risks of the present domains).
+
+    values   (D, ...) each; zero for a domain that has no example in the batch
+    pooled   (...) each; not always the mean over domains: H g of the pooled risk is (mean H)(mean g)
+    present  (D,) 1.0 or 0.0
+    """
+
+    values: dict[str, Tensor]
+    pooled: dict[str, Tensor]
+    present: Tensor
+
+
+@dataclass(frozen=True)
+class DomainRows:
+    """Weights of examples in each domain's mean (D, B) and in the pooled mean (B,)."""
+
+    domains: Tensor
+    pooled: Tensor
+    present: Tensor
+
+    @classmethod
+    def of(cls, domain: Tensor, domains: int, dtype: torch.dtype) -> DomainRows:
+        member = (domain == torch.arange(domains, device=domain.device).unsqueeze(1)).to(dtype)
+        counts = member.sum(1)
+        present = (counts > 0).to(dtype)
+        rows = member / counts.clamp(min=1).unsqueeze(1)
+        return cls(rows, (present / present.sum().clamp(min=1)) @ rows, present)
+
+    @property
+    def all(self) -> Tensor:
+        """(D + 1, B), the pooled mean last."""
+        return torch.cat([self.domains, self.pooled.unsqueeze(0)])
+
+    def over_present(self, values: Tensor) -> Tensor:
+        """Mean of (D, ...) over the domains that are present."""
+        return torch.tensordot(self.present / self.present.sum().clamp(min=1), values, 1)
+
+
+def head_statistics(
+    features: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    domain: Tensor,
+    domains: int,
+    *,
+    order: Collection[str] = ("loss", "gradient"),
+    weight: Tensor | None = None,
+) -> HeadStatistics:
+    """Closed-form statistics of a linear softmax head, for all domains in one pass.
+
+    features  (B, F) float, inputs of the head
+    logits    (B, C) float, `features @ W.T + b`. A logistic head of one logit s is the case [0, s]: its
+              statistics are those of the second row
+    targets   (B,) int64 labels or (B, C) float soft targets whose rows sum to one
+    domain    (B,) int64 in [0, domains)
+    order     names from `STATISTICS`; only these are computed
+    weight    (B,) float or None: multiplies each example's loss (and counts examples in feature moments)
+
+    With p the probabilities, r = p - y, z the features and a last feature of 1 for the bias:
+      loss                (D,)          R = mean cross-entropy
+      gradient            (D, C, F+1)   g = mean r z'
+      gradient_variance   (D, C, F+1)   mean (r z')^2 - g^2 over examples (biased), per coordinate
+      hessian_gradient    (D, C, F+1)   H g = mean u z' with a = g z, u = p a - p <p, a>; also the factor g is
+                                        differentiated, as in the identity H g = |g| grad |g|
+      hessian_diagonal    (D, C, F+1)   mean p (1 - p) z^2
+      scale_gradient      (D,)          derivative of R in a factor on the logits, at 1: mean <r, logits>
+      feature_mean        (D, F)
+      feature_covariance  (D, F, F)     unbiased (divided by n - 1); zero for one example
+    Sources: Hemati et al. 2023, arXiv 2308.11778, section 4; scale gradient: Arjovsky et al. 2019, IRMv1.
+    """
+    _check_names(order)
+    check_shapes(features, logits, domain, domains, weight)
+    features, logits = full_precision(features), full_precision(logits)
+    rows = DomainRows.of(domain, domains, features.dtype)
+    ones = torch.ones_like(features[:, :1])
+    if weight is None:
+        weight = ones.squeeze(1)
+    log_probabilities = torch.log_softmax(logits, -1)
+    probabilities = log_probabilities.exp()
+    if not targets.is_floating_point():
+        targets = (targets.unsqueeze(1) == torch.arange(logits.shape[1], device=targets.device)).to(
+            logits.dtype
+        )
+    residual = (probabilities - targets) * weight.unsqueeze(1)
+    inputs = torch.cat([features, ones], 1)
+
+    values: dict[str, Tensor] = {}
+    pooled: dict[str, Tensor] = {}
+
+    def linear_in_examples(name: str, value: Tensor) -> None:
+        values[name], pooled[name] = value, rows.over_present(value)
+
+    if "loss" in order:
+        linear_in_examples("loss", rows.domains @ (weight * -(targets * log_probabilities).sum(1)))
+    if "scale_gradient" in order:
+        linear_in_examples("scale_gradient", rows.domains @ (residual * logits).sum(1))
+    if {"gradient", "gradient_variance", "hessian_gradient"} & set(order):
+        gradient = mean_products(rows.domains, residual, inputs)
+        linear_in_examples("gradient", gradient)
+    if "gradient_variance" in order:
+        squares = mean_products(rows.domains, residual.square(), inputs.square())
+        values["gradient_variance"] = squares - gradient.square()
+        pooled["gradient_variance"] = rows.over_present(squares) - pooled["gradient"].square()
+    if "hessian_gradient" in order:
+        directions = torch.cat([gradient, pooled["gradient"].unsqueeze(0)])
+        products = hessian_products(inputs, probabilities, weight, rows.all, directions)
+        values["hessian_gradient"], pooled["hessian_gradient"] = products[:-1], products[-1]
+    if "hessian_diagonal" in order:
+        curvature = probabilities * (1 - probabilities) * weight.unsqueeze(1)
+        linear_in_examples("hessian_diagonal", mean_products(rows.domains, curvature, inputs.square()))
+    if "feature_mean" in order or "feature_covariance" in order:
+        shares = _shares(rows.all, weight)
+        means = shares @ features
+        values["feature_mean"], pooled["feature_mean"] = means[:-1], means[-1]
+        if "feature_covariance" in order:
+            second = torch.einsum("kb,bf,bg->kfg", shares, features, features)
+            covariances = second - means.unsqueeze(2) * means.unsqueeze(1)
+            covariances = covariances * _unbiased(shares).view(-1, 1, 1)
+            values["feature_covariance"], pooled["feature_covariance"] = covariances[:-1], covariances[-1]
+    return HeadStatistics(
+        {name: values[name] for name in order}, {name: pooled[name] for name in order}, rows.present
+    )
+
+
+def hessian_products(
+    inputs: Tensor, probabilities: Tensor, weight: Tensor, rows: Tensor, directions: Tensor
+) -> Tensor:
+    """H_k V_k for K risks: `rows` (K, B) weigh the examples, `directions` V and the result are (K, C, F).
+
+    `inputs` (B, F) hold the constant feature of the bias, if there is one; H is the Hessian of softmax
+    cross-entropy in the head's weights.
+    """
+    along = inputs @ directions.transpose(1, 2)  # (K, B, C)
+    centred = along - (probabilities * along).sum(-1, keepdim=True)
+    return mean_products(rows, probabilities * centred * weight.unsqueeze(1), inputs)
+
+
+def covariance_discrepancy(
+    features: Tensor, domain: Tensor, domains: int, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean over present domains of |cov_e - mean cov|^2 (Frobenius), and `present` (D,).
+
+    Equal to the discrepancy of `feature_covariance`, but F x F matrices are never formed: <cov_i, cov_j> is a
+    weighted sum of squares of the B x B Gram matrix of the centred features, which is cheaper when B < F.
+    """
+    features = full_precision(features)
+    rows = DomainRows.of(domain, domains, features.dtype)
+    shares = _shares(rows.domains, torch.ones_like(features[:, 0]) if weight is None else weight)
+    member = (shares > 0).to(features.dtype)
+    centred = features - member.T @ (shares @ features)
+    scaled = shares * _unbiased(shares).unsqueeze(1)
+    inner = scaled @ (centred @ centred.T).square() @ scaled.T  # (D, D)
+    count = rows.present.sum().clamp(min=1)
+    return (inner.diagonal().sum() / count - inner.sum() / count.square()).clamp(min=0), rows.present
+
+
+def head_statistics_by_autograd(
+    head: nn.Module,
+    features: Tensor,
+    targets: Tensor,
+    domain: Tensor,
+    domains: int,
+    *,
+    order: Collection[str] = ("loss", "gradient"),
+    weight: Tensor | None = None,
+    chunk: int = 64,
+) -> HeadStatistics:
+    """The same statistics for any twice differentiable head, by automatic differentiation.
+
+    Parameter-shaped statistics are (D, P) over all P parameters of the head, flattened one after the other.
+    `chunk` limits how many rows of the Hessian are in memory at a time. Features stay differentiable.
+    """
+    _check_names(order)
+    parameters = dict(head.named_parameters())
+    if not parameters:
+        raise InputError("head", "has no parameters", "Give the module that maps features to logits.")
+    logits = head(features)
+    check_shapes(features, logits, domain, domains, weight)
+    features, logits = full_precision(features), full_precision(logits)
+    rows = DomainRows.of(domain, domains, features.dtype)
+    weights = torch.ones_like(features[:, 0]) if weight is None else weight
+
+    def losses(parameters: dict[str, Tensor], x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        outputs = functional_call(head, parameters, (x,))
+        return w * nn.functional.cross_entropy(outputs, y, reduction="none")
+
+    def risk(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
+        return row @ losses(parameters, features, targets, weights)
+
+    def flat(tree: dict[str, Tensor]) -> Tensor:
+        return torch.cat([tree[name].flatten() for name in parameters])
+
+    def slope(parameters: dict[str, Tensor], row: Tensor, direction: Tensor) -> Tensor:
+        return flat(grad(risk)(parameters, row)) @ direction
+
+    def hessian_product(row: Tensor, direction: Tensor) -> Tensor:
+        return flat(grad(slope)(parameters, row, direction))
+
+    simple = [n for n in order if n in ("loss", "scale_gradient", "feature_mean", "feature_covariance")]
+    closed = head_statistics(features, logits, targets, domain, domains, order=simple, weight=weight)
+    found = {name: torch.cat([closed.values[name], closed.pooled[name].unsqueeze(0)]) for name in simple}
+    gradients = vmap(lambda row: flat(grad(risk)(parameters, row)))(rows.all)
+    found["gradient"] = gradients
+    try:
+        if "gradient_variance" in order:
+            each = vmap(
+                lambda x, y, w: flat(
+                    grad(lambda q: losses(q, x[None], y[None], w[None]).squeeze(0))(parameters)
+                )
+            )(features, targets, weights)
+            found["gradient_variance"] = rows.all @ each.square() - gradients.square()
+        if "hessian_gradient" in order:
+            found["hessian_gradient"] = vmap(hessian_product)(rows.all, gradients)
+        if "hessian_diagonal" in order:
+            unit = torch.eye(gradients.shape[1], dtype=features.dtype, device=features.device)
+            found["hessian_diagonal"] = torch.stack(
+                [
+                    vmap(lambda e, row=row: hessian_product(row, e) @ e, chunk_size=chunk)(unit)
+                    for row in rows.all
+                ]
+            )
+    except RuntimeError as error:
+        raise InputError(
+            "head",
+            f"cannot be differentiated twice ({error})",
+            "Use operations that have second derivatives.",
+        ) from error
+    return HeadStatistics(
+        {name: found[name][:-1] for name in order}, {name: found[name][-1] for name in order}, rows.present
+    )
+
+
+def mean_products(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """(K, C, F): for each row of weights (K, B) the mean of left (B, C) or (K, B, C) times right (B, F)."""
+    return (rows.unsqueeze(-1) * left).transpose(1, 2) @ right
+
+
+def _shares(rows: Tensor, weight: Tensor) -> Tensor:
+    """(K, B) weights of examples that sum to one in each row; zero for rows without any."""
+    weighted = rows * weight
+    return weighted / weighted.sum(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+
+
+def _unbiased(shares: Tensor) -> Tensor:
+    """(K,) factor n / (n - 1); with weights 1 / (1 - sum of squared shares); 1 if only one example counts."""
+    rest = 1 - shares.square().sum(1)
+    return torch.where(rest > 1e-6, 1 / rest.clamp(min=1e-6), torch.ones_like(rest))
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Squared gradients underflow in half precision."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _check_names(order: Collection[str]) -> None:
+    for name in order:
+        if name not in STATISTICS:
+            raise InputError(f"statistic {name!r}", "is not known", nearest(name, STATISTICS))
+
+
+def check_shapes(
+    features: Tensor, logits: Tensor, domain: Tensor, domains: int, weight: Tensor | None
+) -> None:
+    if features.dim() != 2:
+        raise InputError("features", f"have shape {tuple(features.shape)}", "Give (examples, features).")
+    if domains < 1:
+        raise InputError("domains", f"is {domains}", "Give the number of domains, from 1.")
+    sizes = {
+        "logits": len(logits),
+        "domain": len(domain),
+        "weight": len(features if weight is None else weight),
+    }
+    for name, size in sizes.items():
+        if size != len(features):
+            raise InputError(
+                name, f"has {size} rows for {len(features)} features", "Give one row an example."
+            )
