@@ -1,0 +1,1 @@
+"""Sequences: length generalization of language models."""
