@@ -1,6 +1,7 @@
 """Generated shifts: the dial does what it says, in closed form and as a linear probe sees it."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def gap(name: str, strength: float) -> float:
 def test_gap_of_a_linear_probe_grows_with_strength(name):
     gaps = [gap(name, strength) for strength in DIALS[name]]
     assert abs(gaps[0]) < 0.03
-    assert all(later > earlier for earlier, later in zip(gaps, gaps[1:], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(gaps))
     assert gaps[-1] > 0.06
 
 

@@ -23,6 +23,7 @@ MENTIONS = re.compile(
     re.I,
 )
 MARKUP = re.compile(r":[a-z:]+:|[`*]+|\.\. [\w-]+::\s*\S*|>>>.*|\bExamples?::|%\(\w+\)s")
+PROPERTY = re.compile(r"property|\.(setter|deleter)")  # documented as nouns, as attributes are
 SECTION = re.compile(r"^\s*(\w[\w ]*\n\s*[-=]{3,}|\w[\w ]*:\s*$|[.:@][ \w])", re.M)
 
 
@@ -55,8 +56,8 @@ def docstrings(
     for index, package in enumerate(packages):
         found: dict[str, int] = dict.fromkeys(KINDS, 0)
         for name, kind, text in _documented(package, seed):
-            if found[kind] < size and text.lower() not in seen:
-                seen.add(text.lower())
+            if found[kind] < size and seen.isdisjoint((name, text.lower())):
+                seen |= {name, text.lower()}
                 found[kind] += 1
                 texts.append(text)
                 labels.append(KINDS.index(kind))
@@ -109,14 +110,18 @@ def _documented(package: str, seed: int) -> Iterator[tuple[str, str, str]]:
 
 
 def _public(tree: ast.Module) -> Iterator[tuple[str, str, ast.ClassDef | ast.FunctionDef]]:
-    """Functions and classes of a module and methods of these classes, without names that begin with _."""
+    """Functions, classes and their methods in a module, without properties and names that begin with _."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             yield node.name, "function", node
         elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield node.name, "class", node
             for inner in node.body:
-                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                if (
+                    isinstance(inner, ast.FunctionDef)
+                    and not inner.name.startswith("_")
+                    and not PROPERTY.search(" ".join(map(ast.unparse, inner.decorator_list)))
+                ):
                     yield f"{node.name}.{inner.name}", "method", inner
 
 
