@@ -15,7 +15,7 @@ from unseen.registry import averaging
     paper="Polyak & Juditsky 1992; Tarvainen & Valpola 2017, arXiv 1703.01780",
 )
 class EMA(Averaging):
-    """mean <- d mean + (1 - d) weights with d = min(decay, (1 + step) / (10 + step)), so early steps fade fast."""
+    """mean <- d mean + (1 - d) weights, d = min(decay, (1 + step) / (10 + step)): early steps fade fast."""
 
     def __init__(self, decay: float = 0.99):
         self.decay = decay

@@ -1,8 +1,8 @@
 """What each domain's risk looks like from the head: value, gradient and its variance, curvature, features.
 
 Many penalties compare one of these across domains: V-REx, IGA, Fishr, CORAL, IRM, Hessian alignment. For a
-linear softmax head all of them are closed forms in features, probabilities and labels, so every domain is served
-by a few matrix products, and results are differentiable in features and head without double backward.
+linear softmax head all of them are closed forms in features, probabilities and labels: a few matrix products
+serve every domain, and results are differentiable in features and head without double backward.
 """
 
 from __future__ import annotations
