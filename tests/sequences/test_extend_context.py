@@ -148,6 +148,7 @@ def test_errors_and_warnings():
         (dict(policy="ntk"), "factor"),
         (dict(policy="sink", n_global=8), "Leave local"),
         (dict(policy="window", topk=3), "topk"),
+        (dict(d_max=6), "d_max"),
     ):
         with pytest.raises(InputError, match=message), extend_context(model, **options):
             pass

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen.errors import InputError
-from unseen.sequences.lambda_attention import lambda_attention, left_padding
+from unseen.sequences.lambda_attention import lambda_attention
+from unseen.sequences.policy_attention import left_padding
 from unseen.sequences.positions import Alibi, Rotary
 from unseen.sequences.streaming_cache import evict_middle
 
@@ -217,6 +218,7 @@ def test_left_padding_counts_and_refuses_other_padding():
         (dict(positions="learned"), "positions"),
         (dict(padding=torch.tensor([1])), "padding"),
         (dict(length=5), "length"),
+        (dict(length=100, topk=2), "evicted nothing"),
         (dict(length=100, n_local=9, d_max=9), "must keep"),
     ],
 )

@@ -36,9 +36,13 @@ class AttentionPolicy:
     topk_first_layer: int = 4
 
     @property
-    def evicts(self) -> bool:
-        """True when keys that left the window are never needed again, so a cache may drop them."""
-        return self.n_local is not None and self.topk is None
+    def cache_window(self) -> int | None:
+        """Local rows that a cache must keep; None: everything (no window, or top-k looks into the middle)."""
+        return self.n_local if self.topk is None else None
+
+    def local(self, length: int) -> int:
+        """Local keys that a query of a text of `length` tokens can see at most."""
+        return length if self.n_local is None else min(self.n_local, length)
 
     def encoding(self, encoding: Encoding) -> Encoding:
         """The position encoding under this policy."""
@@ -96,7 +100,9 @@ def attention_policy(
     if name in ("interpolation", "ntk"):
         if factor is None or factor < 1:
             raise InputError("factor", f"is {factor}", f"{name!r} needs target length / window, 1 or more.")
-        return AttentionPolicy(name, **{name: float(factor)})
+        if name == "ntk":
+            return AttentionPolicy(name, ntk=float(factor))
+        return AttentionPolicy(name, interpolation=float(factor))
     if name == "sink":
         local = n_local or window - n_global
         if local < 1:
@@ -110,6 +116,12 @@ def attention_policy(
         return AttentionPolicy(name, n_local=local, n_global=n_global)
     if name == "ceiling-only":
         return AttentionPolicy(name, d_max=ceiling)
+    if ceiling < local - 1:
+        raise InputError(
+            "d_max",
+            f"is {ceiling} with n_local {local}",
+            "Give n_local - 1 or more: local keys stay.",
+        )
     return AttentionPolicy(
         name,
         n_local=local,

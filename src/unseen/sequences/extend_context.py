@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch.nn as nn
 
@@ -47,7 +48,7 @@ def extend_context(
     top-k for a batch of prompts; warns (UnseenWarning) when n_local exceeds the trained window. Source:
     LM-Infinite (arXiv 2308.16137).
     """
-    options = dict(
+    options: dict[str, Any] = dict(
         n_local=n_local,
         n_global=n_global,
         d_max=d_max,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.sequences.attention_policy import AttentionPolicy
-from unseen.sequences.lambda_attention import attend, left_padding
+from unseen.sequences.policy_attention import attend, left_padding
 from unseen.sequences.positions import Alibi, Encoding, Rotary
 from unseen.sequences.streaming_cache import StreamingCache
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from unseen.errors import InputError
@@ -73,7 +72,7 @@ def passkey_dataset(
     return PasskeyDataset(torch.tensor(prompts), tuple(keys), torch.tensor(spans), tokenizer)
 
 
-def passkey_accuracy(model: nn.Module, dataset: PasskeyDataset) -> float:
+def passkey_accuracy(model: Any, dataset: PasskeyDataset) -> float:
     """Share of prompts whose greedy continuation starts with the hidden number, in [0, 1]."""
     device = next(model.parameters()).device
     budget = max(len(_encode(dataset.tokenizer, key)) for key in dataset.keys) + 2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unseen.sequences.attention_policy import AttentionPolicy
-from unseen.sequences.lambda_attention import starting_rows
+from unseen.sequences.policy_attention import starting_rows
 
 
 def evict_middle(x: Tensor, first: int, last: int) -> Tensor:
@@ -42,10 +42,9 @@ class StreamingCache:
         if layer in self._layers:
             past_k, past_v = self._layers[layer]
             k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
-        first = starting_rows(self.policy, self.padding)
-        self._layers[layer] = (
-            tuple(evict_middle(x, first, self.policy.n_local) for x in (k, v))
-            if self.policy.evicts
-            else (k, v)
-        )
+        first, last = starting_rows(self.policy, self.padding), self.policy.cache_window
+        if last is None:
+            self._layers[layer] = k, v
+        else:
+            self._layers[layer] = evict_middle(k, first, last), evict_middle(v, first, last)
         return k, v

@@ -21,12 +21,13 @@ class StreamingLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append new rows and return all that their queries may need; then evict the middle."""
+        new = key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.cumulative_length += key_states.shape[-2]
-        if self.keys.numel():
+        elif self.keys is not None and self.values is not None:
             key_states = torch.cat([self.keys, key_states], dim=-2)
             value_states = torch.cat([self.values, value_states], dim=-2)
+        self.cumulative_length += new
         self.keys = evict_middle(key_states, self.first, self.last)
         self.values = evict_middle(value_states, self.first, self.last)
         return key_states, value_states

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from unseen.errors import InputError, MissingExtra
 from unseen.sequences.attention_policy import AttentionPolicy
-from unseen.sequences.lambda_attention import attend, left_padding, starting_rows
+from unseen.sequences.policy_attention import attend, left_padding, starting_rows
 from unseen.sequences.positions import Rotary
 
 # Frequencies of these types depend neither on the length of the input nor on an extra temperature.
@@ -37,14 +36,14 @@ class Layout:
     padding: Tensor | None
 
 
-def trained_window(model: nn.Module) -> int:
+def trained_window(model: Any) -> int:
     """Longest sequence of the model's training, from its config; InputError without rotary positions."""
     rotary_module(model)
     return int(model.config.get_text_config().max_position_embeddings)
 
 
 @contextmanager
-def extended(model: nn.Module, policy: AttentionPolicy) -> Iterator[None]:
+def extended(model: Any, policy: AttentionPolicy) -> Iterator[None]:
     """Let a transformers decoder attend under `policy`; everything is undone on exit."""
     if policy.name == "vanilla":
         yield
@@ -57,15 +56,14 @@ def extended(model: nn.Module, policy: AttentionPolicy) -> Iterator[None]:
         stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
         config._attn_implementation = name
         _replace(stack, rotary, "forward", _no_rotation(2 * rotary.inv_freq.numel()))
-        if policy.evicts and hasattr(model, "_prepare_cache_for_generation"):
-            prepare = _streaming_preparation(
-                model._prepare_cache_for_generation, policy, config.num_hidden_layers
-            )
+        if policy.cache_window is not None and hasattr(model, "_prepare_cache_for_generation"):
+            original = model._prepare_cache_for_generation
+            prepare = _streaming_preparation(original, policy, policy.cache_window, config.num_hidden_layers)
             _replace(stack, model, "_prepare_cache_for_generation", prepare)
         yield
 
 
-def rotary_module(model: nn.Module) -> nn.Module:
+def rotary_module(model: Any) -> Any:
     """The one module that makes the model's cosines and sines; InputError if the model cannot be extended."""
     name, config = type(model).__name__, model.config.get_text_config()
     found = [module for module in model.modules() if hasattr(module, "inv_freq")]
@@ -103,7 +101,7 @@ def rotary_module(model: nn.Module) -> nn.Module:
     return rotary
 
 
-def _rotates_halves(rotary: nn.Module) -> bool:
+def _rotates_halves(rotary: Any) -> bool:
     """Compare the model's own rotation with ours on an example."""
     apply = getattr(sys.modules[type(rotary).__module__], "apply_rotary_pos_emb", None)
     if apply is None:
@@ -125,7 +123,7 @@ def _attention_function(policy: AttentionPolicy, encoding: Rotary) -> Callable[.
     policy.encoding(encoding)
 
     def attention(
-        module: nn.Module,
+        module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -193,11 +191,13 @@ def _no_rotation(width: int) -> Callable[..., tuple[Tensor, Tensor]]:
         shape = (*position_ids.shape, width)
         return x.new_ones(shape), x.new_zeros(shape)
 
-    forward.unseen = True
+    forward.unseen = True  # type: ignore[attr-defined]
     return forward
 
 
-def _streaming_preparation(original: Callable, policy: AttentionPolicy, layers: int) -> Callable[..., None]:
+def _streaming_preparation(
+    original: Callable, policy: AttentionPolicy, last: int, layers: int
+) -> Callable[..., None]:
     """`generate` makes its cache here: give it ours where it would have made its default one."""
     from transformers.cache_utils import DynamicCache
 
@@ -210,7 +210,7 @@ def _streaming_preparation(original: Callable, policy: AttentionPolicy, layers: 
         if given is None and type(made) is DynamicCache and not made.offloading:
             mask = model_kwargs.get("attention_mask")
             first = starting_rows(policy, None if mask is None else left_padding(mask))
-            model_kwargs["past_key_values"] = streaming_cache(layers, first, policy.n_local)
+            model_kwargs["past_key_values"] = streaming_cache(layers, first, last)
 
     return prepare
 

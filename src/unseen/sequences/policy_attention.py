@@ -1,0 +1,222 @@
+"""Causal attention under an `AttentionPolicy`: a dense reference and a block-wise O(n) form of the same rule.
+
+Keys come *un-rotated*, so that one key can be read at several distances.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unseen.errors import InputError
+from unseen.sequences.attention_policy import AttentionPolicy
+from unseen.sequences.positions import Alibi, Encoding
+
+
+def attend(
+    policy: AttentionPolicy,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    encoding: Encoding,
+    *,
+    padding: Tensor | None = None,
+    length: int | None = None,
+    layer: int = 0,
+    scale: float | None = None,
+    method: Literal["block", "dense"] = "block",
+) -> Tensor:
+    """Attention under any policy; shapes as in `lambda_attention`, `encoding` as the model was trained."""
+    length = k.shape[2] if length is None else length
+    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if k.shape[1] != q.shape[1]:  # grouped-query attention
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    encoding = policy.encoding(encoding)
+    core = _blockwise if method == "block" and policy.n_local is not None else _dense
+    if policy.n_local is None and policy.d_max is None:
+        core = _causal
+    if policy.topk is None or layer < policy.topk_first_layer:
+        return core(policy, q, k, v, encoding, padding, length)
+    if len(q) > 1 and q.shape[2] > 1:
+        raise InputError(
+            "topk",
+            f"was asked for a batch of {len(q)} prompts",
+            "Feed one prompt at a time or omit topk.",
+        )
+    last = _dense(policy, q[:, :, -1:], k, v, encoding, padding, length, topk=policy.topk)
+    if q.shape[2] == 1:
+        return last
+    before = core(policy, q[:, :, :-1], k[:, :, :-1], v[:, :, :-1], encoding, padding, length - 1)
+    return torch.cat([before, last], dim=2)
+
+
+def left_padding(mask: Tensor) -> Tensor | None:
+    """Padding tokens at the left of each row, (B,), or None without any.
+
+    mask  (B, T), nonzero for real tokens. Raises InputError when a row has padding elsewhere or nothing else.
+    """
+    real = mask.bool()
+    if bool(real.all()):
+        return None
+    if bool((real[:, :-1] & ~real[:, 1:]).any()) or not bool(real[:, -1].all()):
+        raise InputError(
+            "padding mask",
+            "has padding that is not at the left",
+            "Pad on the left (tokenizer.padding_side = 'left'): starting tokens are found by position.",
+        )
+    return (~real).sum(dim=1)
+
+
+def _causal(
+    policy: AttentionPolicy,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    encoding: Encoding,
+    padding: Tensor | None,
+    length: int,
+) -> Tensor:
+    """All earlier keys at true distances: PyTorch's fused kernel."""
+    if isinstance(encoding, Alibi):
+        return _dense(policy, q, k, v, encoding, padding, length)
+    position = torch.arange(length, device=q.device)
+    q, k = encoding.rotate(q, position[length - q.shape[2] :]), encoding.rotate(k, position)
+    if q.shape[2] == length and padding is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    mask = position <= position[length - q.shape[2] :, None]
+    if padding is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    real = position >= padding[:, None]
+    # a padding query sees itself, so that no row of the softmax is empty; nobody sees a padding key
+    mask = (mask & real[:, None]) | (position == position[length - q.shape[2] :, None])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=1.0)
+
+
+def _dense(
+    policy: AttentionPolicy,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    encoding: Encoding,
+    padding: Tensor | None,
+    length: int,
+    topk: int | None = None,
+) -> Tensor:
+    """Reference: every query against every key row."""
+    rows = k.shape[2]
+    start_rows = starting_rows(policy, padding)
+    row = torch.arange(rows, device=q.device)
+    k_position = torch.where(row < start_rows, row, row + length - rows) if rows < length else row
+    q_position = torch.arange(length - q.shape[2], length, device=q.device)
+    if padding is not None:  # positions count from each row's first real token
+        k_position, q_position = k_position - padding[:, None, None], q_position - padding[:, None, None]
+    distance = q_position[..., :, None] - k_position[..., None, :]
+    near = distance < policy.local(length)
+    start = (k_position < policy.n_global)[..., None, :]
+    seen = (distance >= 0) & (k_position >= 0)[..., None, :]
+    visible = seen & (near | start)
+    logits = encoding.score(q, k, q_position, k_position)
+    if policy.d_max is not None:
+        capped = _score_at(encoding, q, k, policy.d_max)
+        logits = torch.where(distance > policy.d_max, capped, logits)
+    if policy.reindex:
+        moved = q_position.clamp(max=policy.n_global + policy.local(length) - 1)
+        logits = torch.where(start & ~near, encoding.score(q, k, moved, k_position), logits)
+    if topk is not None:
+        middle = (seen & ~near & ~start).expand(logits.shape)
+        candidates = _score_at(encoding, q, k, policy.topk_distance).masked_fill(~middle, -torch.inf)
+        best = candidates.topk(min(topk, rows), dim=-1).indices
+        chosen = torch.zeros_like(middle).scatter(-1, best, True) & middle
+        logits, visible = torch.where(chosen, candidates, logits), visible | chosen
+    return _softmax(logits, visible).to(v.dtype) @ v
+
+
+def _blockwise(
+    policy: AttentionPolicy,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    encoding: Encoding,
+    padding: Tensor | None,
+    length: int,
+) -> Tensor:
+    """The same in blocks of queries, each with its window of keys and the starting keys."""
+    batch, heads, queries, _ = q.shape
+    n_local, device = policy.local(length), q.device
+    size = min(n_local, queries)
+    blocks = -(-queries // size)
+    width = size + n_local - 1
+    begin = length - blocks * size - (n_local - 1)  # position of the first key of the first window
+    pad = (
+        torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
+        if padding is None
+        else padding.view(-1, 1, 1, 1)
+    )
+
+    q_blocks = F.pad(q, (0, 0, blocks * size - queries, 0)).unflatten(2, (blocks, size)).transpose(1, 2)
+    k_windows, v_windows = (
+        _windows(x, length - begin, width, size) for x in (k, v)
+    )  # (B, blocks, H, width, d)
+    # Inside a block only differences matter: small numbers keep rotations exact however long the text is.
+    inside = torch.arange(width, device=device)
+    logits = encoding.score(q_blocks, k_windows, inside[n_local - 1 :], inside)
+    distance = inside[n_local - 1 :, None] - inside
+    absolute = begin + size * torch.arange(blocks, device=device)[:, None, None, None] + inside
+    visible = (distance >= 0) & (distance < n_local) & (absolute >= pad[:, None])
+
+    if policy.n_global:
+        k_start, v_start = (_starting(x, policy.n_global, padding)[:, None] for x in (k, v))
+        k_position = torch.arange(k_start.shape[3], device=device)
+        q_position = absolute[:, 0, :, n_local - 1 :] - pad  # (B or 1, blocks, 1, size)
+        far = q_position[..., :, None] - k_position
+        limit = policy.n_global + n_local - 1
+        start_logits = encoding.score(
+            q_blocks, k_start, q_position.clamp(max=limit) if policy.reindex else q_position, k_position
+        )
+        if policy.d_max is not None:
+            capped = _score_at(encoding, q_blocks, k_start, policy.d_max)
+            start_logits = torch.where(far > policy.d_max, capped, start_logits)
+        # starting tokens inside the window are already counted there
+        start_visible = (far >= n_local).expand(-1, blocks, 1, size, -1)
+        visible = visible.expand(len(start_visible), blocks, 1, size, width)
+        logits, visible = torch.cat([start_logits, logits], -1), torch.cat([start_visible, visible], -1)
+    weights = _softmax(logits, visible).to(v.dtype)
+    output = weights[..., -width:] @ v_windows
+    if policy.n_global:
+        output = output + weights[..., :-width] @ v_start
+    return output.transpose(1, 2).reshape(batch, heads, blocks * size, -1)[:, :, -queries:]
+
+
+def starting_rows(policy: AttentionPolicy, padding: Tensor | None) -> int:
+    """Rows at the head of a cache that eviction must spare: the starting tokens of every row of the batch."""
+    return policy.n_global + (0 if padding is None else int(padding.max()))
+
+
+def _windows(x: Tensor, needed: int, width: int, step: int) -> Tensor:
+    """The last `needed` rows of x (B, H, K, d), zeros in front if fewer, as (B, blocks, H, width, d)."""
+    x = x[:, :, -needed:]
+    x = F.pad(x, (0, 0, needed - x.shape[2], 0))
+    return x.unfold(2, width, step).permute(0, 2, 1, 4, 3)
+
+
+def _starting(x: Tensor, count: int, padding: Tensor | None) -> Tensor:
+    """The first `count` rows after each row's padding; past the end the last repeats, as yet unseen."""
+    if padding is None:
+        return x[:, :, :count]
+    row = (padding[:, None] + torch.arange(count, device=x.device)).clamp(max=x.shape[2] - 1)
+    return x.gather(2, row[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def _score_at(encoding: Encoding, q: Tensor, k: Tensor, distance: int) -> Tensor:
+    """Logits as if every key were `distance` tokens away: the query rotated, the key not."""
+    return encoding.score(
+        q, k, torch.full((q.shape[-2],), distance, device=q.device), torch.zeros(k.shape[-2], device=q.device)
+    )
+
+
+def _softmax(logits: Tensor, visible: Tensor) -> Tensor:
+    """Softmax in float32 over visible keys; the finite fill spares rows that see nothing (padding) NaNs."""
+    return logits.float().masked_fill(~visible, torch.finfo(torch.float32).min).softmax(dim=-1)
