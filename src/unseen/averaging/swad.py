@@ -25,11 +25,11 @@ class SWAD(Averaging):
     n_tolerance      it ends when so many evaluations in a row lie above the threshold; these are left out
     tolerance_ratio  threshold: (1 + ratio) times the mean loss of those `n_converge` evaluations
 
-    Every iteration counts: those between two evaluations form a segment, and the segments from the beginning of
-    the valley to its end are averaged, weighted by their number of iterations. As in the official code, the
-    valley reaches back over the earlier segments (up to n_tolerance - n_converge) whose losses are below the
-    threshold, except the first of them. The official code adds some segments near the beginning twice; here each
-    counts once.
+    Every iteration counts: those between two evaluations form a segment, and the segments from the beginning
+    of the valley to its end are averaged, weighted by their number of iterations. As in the official code, it
+    reaches back over the earlier segments (up to n_tolerance - n_converge) whose losses are below the
+    threshold, except the first of them. The official code adds some segments near the beginning twice; here
+    each counts once.
 
     If the loss never stops falling, no valley begins, and the result is the mean of the last segment (as in
     the official code); before the first evaluation it is the mean so far. Beside the running mean, at most
