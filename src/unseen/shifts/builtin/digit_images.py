@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from unseen.errors import InputError, MissingExtra
 from unseen.shifts.builtin.data_folder import data_file
@@ -82,7 +82,7 @@ def _printed_digit(text: str, font: str, size: int, angle: float, shift: tuple[f
     ImageDraw.Draw(canvas).text(
         (SIDE * scale / 2, SIDE * scale / 2), text, fill=255, font=_font(font, size * scale), anchor="mm"
     )
-    offset = (shift[0] * scale, shift[1] * scale)
+    offset = (round(shift[0] * scale), round(shift[1] * scale))
     canvas = canvas.rotate(angle, resample=Image.Resampling.BILINEAR, translate=offset)
     return torch.from_numpy(np.array(canvas.resize((SIDE, SIDE), Image.Resampling.BOX)))
 
@@ -151,5 +151,5 @@ def _framed(images: Tensor, side: int) -> Tensor:
     """Scale float images (N, h, w) in [0, 1] to side x side and put them in the middle of 28x28, uint8."""
     large = interpolate(images[:, None].float(), size=(side, side), mode="bicubic", align_corners=False)
     margin = (SIDE - side) // 2
-    framed = torch.nn.functional.pad(large[:, 0].clamp(0, 1), (margin, SIDE - side - margin) * 2)
+    framed = pad(large[:, 0].clamp(0, 1), (margin, SIDE - side - margin) * 2)
     return (framed * 255).round().to(torch.uint8)

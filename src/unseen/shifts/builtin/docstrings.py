@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from unseen.errors import InputError
 from unseen.registry import Spec, shifts
 from unseen.shifts.shift import Shift
@@ -23,7 +25,7 @@ MENTIONS = re.compile(
     re.I,
 )
 MARKUP = re.compile(r":[a-z:]+:|[`*]+|\.\. [\w-]+::\s*\S*|>>>.*|\bExamples?::|%\(\w+\)s")
-PROPERTY = re.compile(r"property|\.(setter|deleter)")  # documented as nouns, as attributes are
+PROPERTY = re.compile(r"property|\.(setter|deleter)")  # read like attributes, so documented like them
 SECTION = re.compile(r"^\s*(\w[\w ]*\n\s*[-=]{3,}|\w[\w ]*:\s*$|[.:@][ \w])", re.M)
 
 
@@ -82,8 +84,8 @@ def docstrings(
         name="docstrings",
         kind="text",
         inputs=texts,
-        labels=labels,
-        domain=domain,
+        labels=torch.tensor(labels, dtype=torch.int64),
+        domain=torch.tensor(domain, dtype=torch.int64),
         classes=KINDS,
         domains=tuple(packages),
         ids=ids,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 from unseen.errors import InputError
 from unseen.registry import Spec, shifts
@@ -168,8 +169,8 @@ def _turned(images: Tensor, degrees: Tensor) -> Tensor:
     # affine_grid maps output to input coordinates, with the second axis pointing down
     matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
     pixels = images[:, None].float()
-    grid = torch.nn.functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
-    turned = torch.nn.functional.grid_sample(pixels, grid, mode="bilinear", align_corners=False)
+    grid = affine_grid(matrix, list(pixels.shape), align_corners=False)
+    turned = grid_sample(pixels, grid, mode="bilinear", align_corners=False)
     return turned[:, 0].round().to(torch.uint8)
 
 
