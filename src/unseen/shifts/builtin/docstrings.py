@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import importlib.util
 import random
 import re
@@ -42,8 +41,8 @@ def docstrings(
 
     Read from source files without importing them. Only the text before the first section heading is kept
     (headings such as Attributes give classes away), without markup and words such as class, method,
-    instance. A text that occurs twice is kept once. The texts follow the installed versions, which the
-    description names: other versions, other texts.
+    instance. A text that occurs twice is kept once. Other versions of the packages have other
+    texts, and so another fingerprint.
 
     packages  names as they are imported; each is a domain
     size      texts per package and kind at most
@@ -73,13 +72,6 @@ def docstrings(
                 f"has {found[lacking[0]]} usable docstring(s) of the kind {lacking[0]!r}",
                 "Name a package that documents classes, functions and methods.",
             )
-    distributions = importlib.metadata.packages_distributions()
-    versions = ", ".join(
-        f"{package} {importlib.metadata.version(distributions[package][0])}"
-        if package in distributions
-        else package
-        for package in packages
-    )
     return Shift(
         name="docstrings",
         kind="text",
@@ -89,7 +81,7 @@ def docstrings(
         classes=KINDS,
         domains=tuple(packages),
         ids=ids,
-        description=f"What kind of thing a docstring describes, by package ({versions}).",
+        description="What kind of thing a docstring describes, by Python package.",
         source={"source": str(Spec.make("docstrings", packages=packages, size=size, seed=seed))},
     )
 
