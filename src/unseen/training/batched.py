@@ -1,0 +1,158 @@
+"""Many runs as one program: every step moves all of them, so that Python's share of a run vanishes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from unseen.errors import TrainingDiverged, UnseenError
+from unseen.training.data import TrainingData
+from unseen.training.fit import Hardware, Progress, build_system, train
+from unseen.training.grouping import Run, cut, objection, pinned, run_bytes, structure
+from unseen.training.learner import Learner
+from unseen.training.program import Outcome, train_program
+from unseen.training.stacked import StackedBatch, StackedSystem, numbers
+
+__all__ = ["Outcome", "Run", "can_batch", "group_runs", "train_many"]
+
+
+def can_batch(learner: Learner, data: TrainingData) -> str | None:
+    """None when runs of the learner can be trained as one program, else a sentence why not.
+
+    Beyond what can be seen, two short runs are trained both ways and compared: methods of users, too, either
+    give the same results in a program or are not put into one. The answer is remembered.
+    """
+    return _judgement(Run(learner, data)).objection
+
+
+def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Cut runs into programs: each can be trained as one and fits in memory. The others are alone."""
+    return [[runs[index] for index in program] for program in _programs(runs)]
+
+
+def train_many(
+    runs: Sequence[Run], *, hardware: Hardware = Hardware(), progress: Progress | None = None
+) -> list[Outcome]:
+    """What `train` gives for each run, up to rounding; a run that diverged has the error as its result.
+
+    Runs of one network architecture, batch size and number of steps, training domains and kind of method are
+    trained together; what cannot be (see `can_batch`), or should be on several devices or in low precision,
+    is trained one by one.
+
+    progress  called as progress(runs done, runs)
+    """
+    outcomes: dict[int, Outcome] = {}
+    together = hardware.devices == 1 and hardware.precision == "32-true"
+    programs = _programs(runs) if together else [[index] for index in range(len(runs))]
+    for program in programs:
+        members = [runs[index] for index in program]
+        if len(program) > 1:
+            found = train_program(members, _device(hardware))
+        else:
+            found = [_train_alone(members[0], hardware)]
+        outcomes |= zip(program, found, strict=True)
+        if progress is not None:
+            progress(len(outcomes), len(runs))
+    return [outcomes[index] for index in range(len(runs))]
+
+
+def _train_alone(run: Run, hardware: Hardware) -> Outcome:
+    try:
+        return train(run.learner, run.data, seed=run.seed, hardware=hardware)
+    except TrainingDiverged as error:
+        return error
+
+
+def _device(hardware: Hardware) -> torch.device:
+    from lightning_fabric import Fabric
+
+    return Fabric(accelerator=hardware.accelerator, devices=1).device
+
+
+# Which runs go together ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """Whether runs of a structure can be stacked, and which numbers of the objective may differ among them."""
+
+    objection: str | None
+    free: frozenset[str] = frozenset()
+    run_bytes: int = 0
+
+
+_judgements: dict[tuple[Any, ...], _Judgement] = {}
+
+
+def _programs(runs: Sequence[Run]) -> list[list[int]]:
+    alone: list[list[int]] = []
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for index, run in enumerate(runs):
+        judgement = _judgement(run)
+        if judgement.objection is not None:
+            alone.append([index])
+        else:
+            alike[structure(run), pinned(run, judgement.free)].append(index)
+    programs = []
+    for members in alike.values():
+        size = _judgement(runs[members[0]]).run_bytes
+        programs += [[members[i] for i in program] for program in cut([runs[m] for m in members], size)]
+    return programs + alone
+
+
+def _judgement(run: Run) -> _Judgement:
+    key = structure(run)
+    if key not in _judgements:
+        _judgements[key] = _judge(run)
+    return _judgements[key]
+
+
+def _judge(run: Run) -> _Judgement:
+    system = build_system(run.learner, run.data, run.seed)
+    problem = objection(system, run.data)
+    if problem is not None:
+        return _Judgement(problem)
+    short = run.learner.replace(steps=2, evaluations=1, patience=None, keep="last", schedule="constant")
+    trial = [Run(short, run.data, seed) for seed in (0, 1)]
+    try:
+        together = train_program(trial, torch.device("cpu"))
+    except UnseenError:
+        raise
+    except Exception as error:  # whatever a method does that vmap cannot follow
+        return _Judgement(f"It cannot be vectorised over runs ({str(error).splitlines()[0]}).")
+    alone = [_train_alone(one, Hardware(accelerator="cpu")) for one in trial]
+    if not all(_same(a, b) for a, b in zip(together, alone, strict=True)):
+        return _Judgement("Stacked runs of it give other results than a run alone.")
+    return _Judgement(None, _free_numbers(run), run_bytes(system, run))
+
+
+def _same(a: Outcome, b: Outcome) -> bool:
+    if isinstance(a, TrainingDiverged) or isinstance(b, TrainingDiverged):
+        return type(a) is type(b)
+    return all(torch.allclose(a.state[k], b.state[k], rtol=1e-3, atol=1e-5) for k in b.state)
+
+
+def _free_numbers(run: Run) -> frozenset[str]:
+    """Numbers of the objective that can be tensors, one value a run: nothing of Python branches on them."""
+    system = build_system(run.learner, run.data, run.seed)
+    rows = run.data.sampler(run.learner.batch_size, 0).rows(0)
+
+    def works(paths: list[str]) -> bool:
+        values = {path: [found[path]] * 2 for path in paths}
+        for step in (0, run.learner.steps - 1):
+            batch = system.objective.prepare(run.data.batch(rows, step), torch.Generator().manual_seed(0))
+            stack = StackedSystem([system, system], 1, values)
+            try:
+                stack(StackedBatch.of([batch]))
+            except Exception:
+                return False
+        return True
+
+    found = numbers(system.objective)
+    if works(list(found)):
+        return frozenset(found)
+    return frozenset(path for path in found if works([path]))
