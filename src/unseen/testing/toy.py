@@ -1,0 +1,130 @@
+"""A separable problem over shifted domains, and a training on it that can be cut and resumed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from unseen.networks import Network
+from unseen.objectives import Loss, Objective
+from unseen.registry import updates
+from unseen.shifts import Batch
+from unseen.testing.contract import ContractReport, equal, require, through_file
+from unseen.training.fit import TrainingSystem, seeded
+from unseen.updates import UpdateRule
+
+INPUTS, FEATURES, CLASSES, DOMAINS, PER_DOMAIN = 6, 8, 3, 3, 12
+LATE = 1_000_000
+"""A training step at which every warm-up is over."""
+
+
+def toy_batch(device: torch.device | str, step: int = 0, domains: int = DOMAINS) -> Batch:
+    """Classes that a line separates, in domains that are shifted and scaled a little."""
+    generator = torch.Generator().manual_seed(7)
+    count = domains * PER_DOMAIN
+    domain, labels = torch.arange(domains).repeat_interleave(PER_DOMAIN), torch.arange(count) % CLASSES
+    x = 0.3 * torch.randn(count, INPUTS, generator=generator) * (1 + 0.3 * domain).unsqueeze(1)
+    x[:, :CLASSES] += 2 * nn.functional.one_hot(labels, CLASSES)
+    x[:, CLASSES] += 0.3 * domain
+    return Batch(
+        x=x, y=labels, domain=domain, domains=domains, ids=torch.arange(count), group=labels % 2, step=step
+    ).to(device)
+
+
+def toy_system(
+    build: Callable[[], Objective], seed: int, device: torch.device | str, domains: int
+) -> TrainingSystem:
+    with seeded(seed):
+        network = Network(nn.Sequential(nn.Linear(INPUTS, FEATURES), nn.Tanh()), FEATURES, CLASSES)
+        objective = build()
+        objective.setup(features=FEATURES, classes=CLASSES, domains=domains)
+    return TrainingSystem(network, objective).to(device)
+
+
+def prepared(system: TrainingSystem, batch: Batch, seed: int = 0) -> Batch:
+    return system.objective.prepare(batch, torch.Generator().manual_seed(seed))
+
+
+class Run:
+    """A few training steps on the toy, which can be cut and resumed."""
+
+    def __init__(
+        self,
+        system: TrainingSystem,
+        rule: str | UpdateRule,
+        device: torch.device | str,
+        learning_rate: float = 0.02,
+        optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+    ):
+        self.system, self.device, self.count = system, device, 0
+        self.optimizer = optimizer(list(system.parameters()), lr=learning_rate)
+        rule = updates.build(rule) if isinstance(rule, str) else rule
+        self.rule = rule.bind(system, self.optimizer)
+
+    def step(self, function: Callable[[Batch], Loss] | None = None, batch: Batch | None = None) -> Loss:
+        batch = toy_batch(self.device, step=self.count) if batch is None else batch
+        if self.system.objective.resets_optimizer_at(self.count):
+            self.rule.reset()
+        with seeded(self.count):
+            loss = self.rule.step(function or self.system, prepared(self.system, batch, self.count))
+        self.count += 1
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "system": self.system.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rule": self.rule.state_dict(),
+            "count": self.count,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.system.load_state_dict(state["system"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rule.load_state_dict(state["rule"])
+        self.count = state["count"]
+
+    def cross_entropy(self) -> float:
+        batch = toy_batch(self.device)
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(self.system.network(batch.x), batch.y))
+
+
+def check_training(report: ContractReport, start: Callable[[int], Run], steps: int) -> None:
+    run = start(0)
+    began, initial = run.cross_entropy(), copy.deepcopy(run.system.state_dict())
+    for _ in range(steps):
+        run.step()
+    for name, parameter in run.system.named_parameters():
+        if parameter.requires_grad:
+            require(not torch.equal(parameter, initial[name]), report, f"never moves the parameter {name!r}")
+    require(
+        run.cross_entropy() < 0.7 * began,
+        report,
+        f"does not learn separable classes: cross-entropy went from {began:.3f} to {run.cross_entropy():.3f} "
+        f"in {steps} steps",
+    )
+    report.passed.append("learns")
+    first, second = start(1), start(1)
+    for _ in range(4):
+        first.step()
+        second.step()
+    require(
+        equal(first.system.state_dict(), second.system.state_dict()), report, "is not decided by the seed"
+    )
+    report.passed.append("same seed, same result")
+    resumed = start(2)
+    resumed.load(through_file(first.state(), report))
+    for _ in range(3):
+        first.step()
+        resumed.step()
+    require(
+        equal(first.system.state_dict(), resumed.system.state_dict()),
+        report,
+        "goes on differently when it is resumed from its state_dict",
+    )
+    report.passed.append("exact resume")
