@@ -172,8 +172,8 @@ class Registry:
         return entry.target(**{**entry.preset, **spec.options, **context})
 
     def external(self) -> list[Entry]:
-        """Entries that no importable library module declares (scripts, notebooks, plug-in files)."""
-        return [e for e in self._entries.values() if not e.target.__module__.startswith("unseen.")]
+        """Entries of a script or notebook: other processes can't import these."""
+        return [e for e in self._entries.values() if e.target.__module__ == "__main__"]
 
     def adopt(self, entries: list[Entry]) -> None:
         """Take over entries of another process (worker processes know only what they import)."""
@@ -198,6 +198,9 @@ REGISTRIES: dict[str, Registry] = {
     "papers": papers,
 }
 
+plugins: list[str] = []
+"""Plug-in files that were loaded: worker processes load them, too."""
+
 _installed_plugins_loaded = False
 
 
@@ -216,7 +219,10 @@ def load_plugin(path: str | Path) -> None:
     if not path.is_file():
         raise InputError(f"plug-in {str(path)!r}", "is not a file", "Give the path of a Python file.")
     name = f"unseen_plugin_{path.stem}"
+    if name in sys.modules:
+        return
     specification = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(specification)  # type: ignore[arg-type]
     sys.modules[name] = module
     specification.loader.exec_module(module)  # type: ignore[union-attr]
+    plugins.append(str(path.resolve()))

@@ -36,7 +36,7 @@ def open_shift(
     source      a CSV, TSV, Parquet or Feather file or a data frame: `label` and `domain` name its columns;
                 a folder laid out as domain/class/image;
                 an .npz file with x, y and domain (and group, time, ids, classes, domains);
-                the name of a built-in shift, with options: "digits(per_domain=500)";
+                the name of a built-in shift, with options: "digits(size=500)";
                 a `Shift`, which comes back as it is. A path that exists wins over a name
     group       column of a further attribute for worst-group metrics
     time        column of numbers or dates that `shift.split(after=...)` compares with

@@ -171,7 +171,7 @@ class Shift:
         if after is not None:
             if self.time is None:
                 raise InputError("after", "was given, but the shift has no time", "Name a time column.")
-            is_unseen |= torch.from_numpy(np.asarray(self.time) > after)
+            is_unseen |= torch.from_numpy(_later(np.asarray(self.time), after))
         train_domains = tuple(
             name for i, name in enumerate(self.domains) if bool(((self.domain == i) & ~is_unseen).any())
         )
@@ -241,6 +241,16 @@ class Split:
                     f"has no example to train on (it occurs in: {where})",
                     "Remove the class, hold another domain out, or bring examples of it from the training domains.",
                 )
+
+
+def _later(time: np.ndarray, after: Any) -> np.ndarray:
+    try:
+        return time > (np.datetime64(after) if time.dtype.kind == "M" else time.dtype.type(after))
+    except (ValueError, TypeError):
+        example = str(time[0])
+        raise InputError(
+            "after", f"is {after!r}, which is no time here", f"Give a value such as {example!r}."
+        ) from None
 
 
 def count_rows(inputs: Any) -> int:

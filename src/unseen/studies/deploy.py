@@ -1,0 +1,48 @@
+"""Train the chosen learner for deployment and say in its facts how it was judged."""
+
+from __future__ import annotations
+
+from unseen.detection import Familiarity
+from unseen.registry import Spec
+from unseen.shifts import Shift
+from unseen.studies.results import Results
+from unseen.training import Hardware, Predictor, fit
+from unseen.training.data import TrainingData
+
+
+def train_for_deployment(
+    results: Results,
+    shift: Shift,
+    *,
+    detector: str | Spec = "knn",
+    coverage: float = 0.95,
+    after: object = None,
+    hardware: Hardware = Hardware(),
+) -> Predictor:
+    """The chosen learner with its detector and abstention threshold.
+
+    When each domain was held out in turn, the model is trained on all of them: it will meet yet another one.
+    When named domains were held out, it is the judged model itself (first seed), trained without them.
+    """
+    choice, plan = results.choice, results.plan
+    every = len(results.asked) > 1
+    split = shift.split(() if every else results.asked[0], after=after, validation=plan["validation"], seed=0)
+    data = TrainingData(split, choice.learner.backbone)
+    predictor = fit(choice.learner, split, seed=0, data=data, hardware=hardware)
+    train, validation = (data.bank(predictor.network, role) for role in ("train", "validation"))
+    predictor.familiarity = Familiarity.fit(detector, train, validation, coverage)
+    rows = results.table[results.table.method == choice.method]
+    predictor.facts["evaluation"] = {
+        "statement": (
+            f"The same learner was trained with each domain held out in turn ({plan['seeds']} seeds) and judged on "
+            "it; this model was then trained on all of them, so no number below is of this very model."
+            if every
+            else f"Trained without the unseen domains and judged on them ({plan['seeds']} seeds); selection rule: "
+            f"{results.rule}."
+        ),
+        "unseen": rows[["domain", "accuracy", "low", "high", "n"]].to_dict("records"),
+        "chosen_for": choice.reason,
+        "pitfalls": results.pitfalls(),
+    }
+    predictor.facts["data"] = {"name": shift.name, "fingerprint": shift.fingerprint, "source": shift.source}
+    return predictor

@@ -1,0 +1,218 @@
+"""Plan a study: which learners, unseen domains, hyperparameter draws and seeds make its cells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+from unseen.errors import InputError, nearest
+from unseen.registry import averaging, objectives, updates
+from unseen.shifts import Shift
+from unseen.training import Learner
+
+Rule = Literal["id-validation", "leave-one-domain-out", "oracle"]
+RULES: tuple[Rule, ...] = ("id-validation", "leave-one-domain-out", "oracle")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run: a learner on a split with a seed.
+
+    method  name of the learner as it was asked for; the draws of a search share it
+    draw    0 for the given hyperparameters, 1, 2, ... for random draws
+    unseen  held-out domains; two of them where one stands in for the unseen one (leave-one-domain-out)
+    """
+
+    method: str
+    learner: Learner
+    draw: int
+    unseen: tuple[str, ...]
+    seed: int
+    shift_key: str
+    after: Any = None
+    validation: float = 0.2
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that decides the result."""
+        parts = [self.learner.key, self.unseen, self.seed, self.shift_key, str(self.after), self.validation]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study runs.
+
+    unseen     the held-out domains, each a tuple of names that are held out together
+    after      hold out what is later than this, besides (or instead of) whole domains
+    rule       how hyperparameters are selected
+    detectors  scored on every cell
+    """
+
+    shift: Shift
+    learners: tuple[Learner, ...]
+    unseen: tuple[tuple[str, ...], ...]
+    seeds: int = 3
+    search: int = 0
+    rule: Rule = "id-validation"
+    detectors: tuple[str, ...] = ("msp", "energy", "mahalanobis", "relative-mahalanobis", "knn")
+    after: Any = None
+    validation: float = 0.2
+    cells: tuple[Cell, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def make(
+        cls,
+        shift: Shift,
+        learners: Iterable[str | Learner],
+        *,
+        unseen: str | Sequence[str] | None = None,
+        after: Any = None,
+        seeds: int = 3,
+        search: int = 0,
+        rule: Rule = "id-validation",
+        detectors: Sequence[str] | None = None,
+        validation: float = 0.2,
+        **settings: Any,
+    ) -> Plan:
+        """Plan a study; every name is checked here, before anything is trained.
+
+        unseen    domains to hold out, together; None holds each domain out in turn (or, with `after`, none)
+        search    random hyperparameter draws beside the given ones
+        settings  fields of `Learner` for learners that are given by name
+        """
+        made = tuple(x if isinstance(x, Learner) else Learner.parse(x, **settings) for x in learners)
+        if not made:
+            raise InputError("learners", "are none", "Name at least one, such as erm.")
+        if len({learner.name for learner in made}) < len(made):
+            raise InputError("learners", "hold the same one twice", "Name each learner once.")
+        for learner in made:
+            learner.check()
+        if rule not in RULES:
+            raise InputError(f"selection rule {rule!r}", "is not known", nearest(rule, RULES))
+        if seeds < 1 or search < 0:
+            raise InputError("seeds, search", f"are {seeds}, {search}", "Give seeds >= 1 and search >= 0.")
+        if unseen is None:
+            held_out = ((),) if after is not None else tuple((name,) for name in shift.domains)
+        else:
+            held_out = ((unseen,) if isinstance(unseen, str) else tuple(unseen),)
+        if len(shift.domains) < 2 and after is None:
+            raise InputError(
+                f"shift {shift.name!r}",
+                f"has one domain only ({shift.domains[0]!r})",
+                "Judging generalization needs at least two: check the domain column or folder layout.",
+            )
+        for names in held_out:
+            shift.split(names, after=after, validation=validation)  # raises on unknown names, absent classes
+        options: dict[str, Any] = {"after": after, "validation": validation}
+        given = {} if detectors is None else {"detectors": tuple(detectors)}
+        cells: list[Cell] = []
+        for learner in made:
+            for draw in range(search + 1):
+                drawn = draw_learner(learner, draw)
+                for names in _held_out_sets(shift, held_out, rule):
+                    for seed in range(seeds):
+                        cells.append(
+                            Cell(learner.name, drawn, draw, names, seed, shift.fingerprint, **options)
+                        )
+        plan = cls(shift, made, held_out, seeds, search, rule, cells=tuple(cells), **given, **options)
+        plan._check_detectors()
+        return plan
+
+    def _check_detectors(self) -> None:
+        from unseen.registry import detectors
+
+        for name in self.detectors:
+            detectors.build(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was asked for, for the store and the report."""
+        return {
+            "shift": {
+                "name": self.shift.name,
+                "kind": self.shift.kind,
+                "examples": len(self.shift),
+                "domains": list(self.shift.domains),
+                "classes": list(self.shift.classes),
+                "groups": list(self.shift.groups),
+                "fingerprint": self.shift.fingerprint,
+                "source": self.shift.source,
+                "description": self.shift.description,
+                "counts": self.shift.counts().to_dict("split"),
+            },
+            "learners": {learner.name: learner.to_json() for learner in self.learners},
+            "unseen": [list(names) for names in self.unseen],
+            "after": None if self.after is None else str(self.after),
+            "seeds": self.seeds,
+            "search": self.search,
+            "rule": self.rule,
+            "validation": self.validation,
+            "detectors": list(self.detectors),
+        }
+
+
+def _held_out_sets(
+    shift: Shift, held_out: tuple[tuple[str, ...], ...], rule: Rule
+) -> Iterable[tuple[str, ...]]:
+    """The asked-for sets; for leave-one-domain-out selection also each of them with one further domain."""
+    sets = dict.fromkeys(held_out)
+    if rule == "leave-one-domain-out":
+        for names in held_out:
+            rest = [name for name in shift.domains if name not in names]
+            if len(rest) < 2:
+                raise InputError(
+                    "leave-one-domain-out selection",
+                    f"leaves no domain to train on when {', '.join(names)} is unseen",
+                    "It needs at least three domains; choose id-validation.",
+                )
+            for (stand_in,) in combinations(rest, 1):
+                ordered = tuple(name for name in shift.domains if name in {*names, stand_in})
+                sets.setdefault(ordered)
+    return sets
+
+
+SEARCH: dict[str, Any] = {
+    "learning_rate": ("log", 1e-4, 1e-2),
+    "weight_decay": ("log", 1e-6, 1e-2),
+}
+"""Ranges of the settings that every learner has; methods declare their own beside their class."""
+
+
+def draw_learner(learner: Learner, draw: int) -> Learner:
+    """The learner itself for draw 0, else its settings and methods' options drawn from their ranges.
+
+    Every option has a stream of its own (named and seeded by the draw), so that adding a method or an
+    option changes no other draw.
+    """
+    if draw == 0:
+        return learner
+    changes: dict[str, Any] = {name: _draw(SEARCH[name], name, draw) for name in SEARCH}
+    for name, registry in (("objective", objectives), ("update", updates), ("averaging", averaging)):
+        spec = getattr(learner, name)
+        if spec is not None and registry[spec.name].search:
+            drawn = {o: _draw(d, f"{spec.name}.{o}", draw) for o, d in registry[spec.name].search.items()}
+            changes[name] = spec.with_options(**drawn)
+    return learner.replace(**changes)
+
+
+def _draw(distribution: tuple[Any, ...], name: str, draw: int) -> Any:
+    kind, *arguments = distribution
+    stream = random.Random(f"{name} {draw}")
+    if kind == "choice":
+        return stream.choice(arguments[0])
+    low, high = arguments
+    if kind == "log":
+        return float(f"{math.exp(stream.uniform(math.log(low), math.log(high))):.4g}")
+    if kind == "uniform":
+        return float(f"{stream.uniform(low, high):.4g}")
+    if kind == "integer":
+        return stream.randint(low, high)
+    raise InputError(
+        f"search range of {name!r}", f"has kind {kind!r}", "Use log, uniform, integer or choice."
+    )
