@@ -72,9 +72,9 @@ def check_update(update: Buildable, *, device: torch.device | str = "cpu", steps
         (batch.take(first[:1]), "a single example"),
     ):
         small = run()
-        small.step(batch=part)
-        finite = all(bool(torch.isfinite(p).all()) for p in small.system.parameters())
-        require(finite, report, f"makes parameters that are not finite from {what}")
+        loss = small.step(batch=part)
+        finite = all(bool(torch.isfinite(v).all()) for v in (loss.total, *small.system.parameters()))
+        require(finite, report, f"has a loss or parameters that are not finite after {what}")
     report.passed.append("small, uneven and missing domains")
 
     check_training(report, run, steps)
