@@ -116,9 +116,6 @@ class ImagePreprocessing(Preprocessing):
             found = list(inputs.shape[1:])
         else:
             found = [inputs.channels, *inputs.size]
-            if found != self.shape and hasattr(inputs, "resized"):
-                inputs = inputs.resized(self.shape[0], tuple(self.shape[1:]))
-                found = self.shape
         if found != self.shape:
             raise InputError(
                 "images",

@@ -264,7 +264,7 @@ def estimate_seconds(plan: Plan, store: Store, workers: int | None = None) -> fl
             ]
             total += _seconds(lambda runs=runs: train_many(runs)) / 3 * cells[0].learner.steps
         else:
-            one = _seconds(lambda: train(trial, data)) / 3 * cells[0].learner.steps
+            one = _seconds(lambda trial=trial, data=data: train(trial, data)) / 3 * cells[0].learner.steps
             total += one * math.ceil(len(cells) / workers)
     return total
 

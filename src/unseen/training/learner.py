@@ -80,7 +80,7 @@ class Learner:
         Each name is looked up among objectives, update rules and averaging; what is not named stays default.
         """
         chosen: dict[str, Any] = {}
-        for part in _split_outside_parentheses(text, "+"):
+        for part in split_outside_parentheses(text, "+"):
             spec = Spec.of(part)
             kinds = {"objective": objectives, "update": updates, "averaging": averaging}
             kind = next((k for k, registry in kinds.items() if spec.name in registry), None)
@@ -150,7 +150,8 @@ class Learner:
         return sorted({round((i + 1) * self.steps / count) - 1 for i in range(count)})
 
 
-def _split_outside_parentheses(text: str, mark: str) -> list[str]:
+def split_outside_parentheses(text: str, mark: str) -> list[str]:
+    """Parts of `text` between marks that are not inside parentheses; empty parts are left out."""
     parts, depth, current = [], 0, ""
     for character in text:
         depth += (character == "(") - (character == ")")

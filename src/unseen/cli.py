@@ -1,0 +1,422 @@
+"""The command line. Heavy libraries are imported inside the commands: `unseen --help` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Generalization beyond the training distribution: train, judge and deploy models under shift.",
+)
+
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file that registers methods.")]
+
+
+def main() -> None:
+    """Entry point: errors that name the input are printed plainly, without a traceback."""
+    from unseen.errors import UnseenError
+
+    try:
+        app()
+    except UnseenError as error:
+        _console(stderr=True).print(f"[bold red]error:[/] {_escape(error)}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _console(stderr=True).print(
+            "interrupted: what is finished is kept; the same command goes on from there"
+        )
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from unseen import __version__
+
+        typer.echo(f"unseen {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    data: Annotated[
+        str, typer.Argument(help="CSV/Parquet/Feather file, image folder, .npz file or built-in name.")
+    ],
+    label: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Column that says where a row comes from.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column for worst-group metrics.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of numbers or dates, for --after.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column of texts to learn from.")] = None,
+    features: Annotated[str | None, typer.Option(help="Columns to learn from, separated by commas.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side in pixels to which images are brought.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave bad rows and images out and say how many.")] = False,
+    unseen: Annotated[
+        list[str] | None, typer.Option(help="Domain to hold out (repeat for several). Default: each in turn.")
+    ] = None,
+    after: Annotated[str | None, typer.Option(help="Hold out rows with a later time.")] = None,
+    learners: Annotated[
+        str, typer.Option(help="Learners, separated by commas; + combines: irm,hgp+sam+swad.")
+    ] = "erm,coral,groupdro,erm+swad",
+    seeds: Annotated[int, typer.Option(help="Repetitions with other initial weights and splits.")] = 3,
+    search: Annotated[int, typer.Option(help="Random hyperparameter draws a learner.")] = 0,
+    rule: Annotated[
+        str, typer.Option(help="Selects hyperparameters: id-validation, leave-one-domain-out or oracle.")
+    ] = "id-validation",
+    network: Annotated[str, typer.Option(help="Network; auto chooses by the kind of data.")] = "auto",
+    backbone: Annotated[str | None, typer.Option(help="Frozen pretrained encoder under the network.")] = None,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
+    batch_size: Annotated[int, typer.Option(help="Examples a domain and step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
+    schedule: Annotated[str, typer.Option(help="Learning rate: constant or cosine.")] = "constant",
+    clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Evaluations without progress before a run stops.")
+    ] = None,
+    detector: Annotated[
+        str, typer.Option(help="Detector of unfamiliar inputs in the deployed model.")
+    ] = "knn",
+    coverage: Annotated[float, typer.Option(help="Share of familiar inputs that the model accepts.")] = 0.95,
+    engine: Annotated[str, typer.Option(help="auto, serial, local, batched or ray.")] = "auto",
+    workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
+    accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, ... (Lightning Fabric).")] = "auto",
+    devices: Annotated[int, typer.Option(help="Devices of one training run (DDP).")] = 1,
+    precision: Annotated[str, typer.Option(help="32-true, 16-mixed, bf16-mixed, 64-true.")] = "32-true",
+    out: Annotated[Path | None, typer.Option(help="Folder of results; default runs/NAME.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Train learners, judge them on domains they have not seen, write a report and a model to deploy."""
+    console = _console()
+    _load_plugins(plugin)
+    with _said(console, "loading"):
+        from unseen.shifts.checks import check_shift
+        from unseen.shifts.opening import open_shift
+        from unseen.studies.study import Study
+        from unseen.training import Hardware
+
+    with _warnings_told(console), _said(console, f"opening {data}"):
+        given = {"label": label, "domain": domain, "group": group, "time": time, "text": text}
+        shift = open_shift(
+            data,
+            **given,
+            features=None if features is None else [name.strip() for name in features.split(",")],
+            skip_bad=skip_bad,
+            image_size=image_size,
+        )
+        check_shift(shift)
+    console.print(
+        f"[bold]{_escape(shift.name)}[/]: {len(shift):,} examples, {len(shift.classes)} classes, "
+        f"{len(shift.domains)} domains ({_escape(', '.join(shift.domains[:8]))}"
+        f"{', ...' if len(shift.domains) > 8 else ''})"
+    )
+    study = Study(
+        shift,
+        _split(learners),
+        unseen=unseen or None,
+        after=after,
+        seeds=seeds,
+        search=search,
+        rule=rule,
+        network=network,
+        backbone=backbone,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        clip=clip,
+        patience=patience,
+    )
+    folder = out or Path("runs") / _folder_name(data)
+    hardware = Hardware(accelerator, devices, precision)
+    with _warnings_told(console):
+        _execute(study, folder, engine, workers, hardware, console)
+        _finish(folder, study, detector, coverage, hardware, console)
+
+
+def _execute(study: Any, folder: Path, engine: str, workers: int | None, hardware: Any, console: Any) -> None:
+    from unseen.studies.execute import estimate_seconds, execute
+
+    with study.open_store(folder) as store:
+        missing = len({cell.key for cell in study.plan.cells} - store.finished())
+        there = len(study.plan.cells) - missing
+        if there:
+            console.print(f"{there} of {len(study.plan.cells)} runs are already in {folder}")
+        if missing:
+            with _said(console, "estimating the time"):
+                seconds = estimate_seconds(study.plan, store, workers)
+            console.print(f"{missing} runs to train, about {_duration(seconds)}")
+        with _progress(console) as bar:
+            task = bar.add_task("training", total=len(study.plan.cells))
+            execute(
+                study.plan,
+                store,
+                engine=engine,  # type: ignore[arg-type]
+                workers=workers,
+                hardware=hardware,
+                progress=lambda done, total: bar.update(task, completed=done),
+            )
+
+
+def _finish(folder: Path, study: Any, detector: str, coverage: float, hardware: Any, console: Any) -> None:
+    from unseen.reports.report import write_report
+    from unseen.reports.terminal import print_summary
+    from unseen.studies.deploy import train_for_deployment
+    from unseen.studies.results import Results
+
+    results = Results(folder)
+    with _said(console, "training the model to deploy"):
+        predictor = train_for_deployment(
+            results,
+            study.shift,
+            detector=detector,
+            coverage=coverage,
+            after=study.plan.after,
+            hardware=hardware,
+        )
+        model = predictor.save(folder / "model")
+    with _said(console, "writing the report"):
+        report = write_report(results, study.shift, folder)
+    print_summary(results, console)
+    console.print(f"\nreport  {report}\nmodel   {model}", highlight=False)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model folder that `unseen run` wrote.")],
+    data: Annotated[Path, typer.Argument(help="Table, folder of images or .npz file, without labels.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="CSV or Parquet file; default the terminal.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Column of texts, for models of texts.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Label, probabilities, familiarity and accept/abstain for new data."""
+    console = _console(stderr=out is None)
+    _load_plugins(plugin)
+    from unseen.shifts.new_inputs import open_inputs
+    from unseen.training.model_folder import load
+
+    with _warnings_told(console):
+        predictor = load(model)
+        inputs, names = open_inputs(data, predictor.preprocessing, text)
+        table = predictor.predict(inputs)
+    table.insert(0, "id", names)
+    if out is None:
+        table.to_csv(sys.stdout, index=False)
+    else:
+        _write_table(table, out)
+    accepted = f", {table.accept.mean():.1%} accepted" if "accept" in table else ""
+    console.print(f"{len(table):,} predictions{accepted}" + (f" -> {out}" if out else ""), highlight=False)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="shifts, networks, objectives, updates, averaging, ...")
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """What there is, by name, with its paper."""
+    from rich.table import Table
+
+    from unseen.errors import InputError, nearest
+    from unseen.registry import REGISTRIES
+
+    _load_plugins(plugin)
+    if kind is not None and kind not in REGISTRIES:
+        raise InputError(f"kind {kind!r}", "is not known", nearest(kind, REGISTRIES))
+    console = _console()
+    for name, registry in REGISTRIES.items():
+        if kind in (None, name):
+            table = Table(title=name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+            table.add_column("name", style="cyan", no_wrap=True)
+            table.add_column("what it is")
+            table.add_column("paper", style="dim")
+            for entry in registry:
+                table.add_row(entry.name, entry.summary, entry.paper)
+            console.print(table, "")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder that `unseen run` wrote, runs/NAME.")],
+    rule: Annotated[str | None, typer.Option(help="Select by another rule than the study's.")] = None,
+) -> None:
+    """Write the report of a study again, and print its summary."""
+    console = _console()
+    from unseen.errors import InputError
+    from unseen.reports.report import write_report
+    from unseen.reports.terminal import print_summary
+    from unseen.shifts.opening import open_shift
+    from unseen.studies.results import Results
+
+    results = Results(folder, rule)  # type: ignore[arg-type]
+    try:
+        shift = open_shift(**results.plan["shift"]["source"]) if results.plan["shift"]["source"] else None
+    except InputError as error:
+        console.print(f"[yellow]note:[/] examples are left out: {_escape(error)}", highlight=False)
+        shift = None
+    print_summary(results, console)
+    console.print(f"\nreport  {write_report(results, shift, folder)}", highlight=False)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="Name of a paper (see `unseen list papers`), or all.")],
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds, at least 3; default the reproduction's own.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Run at the paper's own scale.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of measurements.")] = Path("runs/reproductions"),
+    record: Annotated[
+        Path | None, typer.Option(help="Also write the record (JSON, plot) to this folder.")
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Test a paper's central claim; prints a table with a verdict a claim. Goes on where it was stopped."""
+    console = _console()
+    _load_plugins(plugin)
+    from unseen.papers.reproduce import record as write_record
+    from unseen.papers.reproduce import reproduce as run_reproduction
+    from unseen.registry import papers
+    from unseen.reports.reproductions import print_outcome
+
+    for each in papers.names() if name == "all" else [name]:
+        papers[each]  # an unknown name is reported before a progress bar appears
+        with _progress(console) as bar:
+            task = bar.add_task(each, total=None)
+            outcome = run_reproduction(
+                each,
+                folder=out,
+                seeds=seeds,
+                scale="full" if full else "laptop",
+                report=lambda what, done, total, bar=bar, task=task, each=each: bar.update(
+                    task, description=f"{each}: {what}", completed=done, total=total
+                ),
+            )
+        print_outcome(outcome, console)
+        if record is not None:
+            console.print(f"record  {write_record(outcome, record)}", highlight=False)
+
+
+# Pieces of the terminal ----------------------------------------------------------------------------------
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _escape(text: object) -> str:
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def _load_plugins(paths: list[Path] | None) -> None:
+    if paths:
+        from unseen.registry import load_plugin
+
+        for path in paths:
+            load_plugin(path)
+
+
+@contextlib.contextmanager
+def _warnings_told(console: Any) -> Iterator[None]:
+    """Print this library's warnings as one line each, as they come; keep others out of the way."""
+    from unseen.errors import UnseenWarning
+
+    told: set[str] = set()
+
+    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+        if issubclass(category, UnseenWarning) and str(message) not in told:
+            told.add(str(message))
+            console.print(f"[yellow]warning:[/] {_escape(message)}", highlight=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnseenWarning)
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def _said(console: Any, what: str) -> Iterator[None]:
+    with console.status(what + " ..."):
+        yield
+
+
+def _progress(console: Any) -> Any:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _split(text: str) -> list[str]:
+    """Parts between commas that are outside parentheses."""
+    from unseen.training.learner import split_outside_parentheses
+
+    return [part.strip() for part in split_outside_parentheses(text, ",")]
+
+
+def _folder_name(data: str) -> str:
+    """runs/NAME for a path or the name of a shift with options."""
+    name = Path(data).stem if Path(data).exists() else data
+    return "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name).strip("-") or "study"
+
+
+def _write_table(table: Any, path: Path) -> None:
+    from unseen.errors import InputError
+
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        if path.suffix.lower() == ".parquet":
+            table.to_parquet(temporary, index=False)
+        elif path.suffix.lower() == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            raise InputError(f"file {str(path)!r}", "has an unknown ending", "Write to .csv or .parquet.")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"file {str(path)!r}", f"cannot be written ({error.strerror})", "Choose another."
+        ) from None
+
+
+if __name__ == "__main__":
+    main()
