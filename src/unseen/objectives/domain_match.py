@@ -235,13 +235,11 @@ class DomainMatch(Objective):
             found = head_statistics_by_autograd(head, features, *data, order=order, weight=batch.weight)
         if self.probes is not None and "hessian_diagonal" in self.factors:
             seed = self.probe_seed + batch.step
-            diagonal, present = hutchinson_diagonal(
+            diagonal, _ = hutchinson_diagonal(
                 features, logits, *data[1:], probes=self.probes, seed=seed, weight=batch.weight
             )
             found.values["hessian_diagonal"] = diagonal
-            found.pooled["hessian_diagonal"] = torch.tensordot(
-                present / present.sum().clamp(min=1), diagonal, 1
-            )
+            found.pooled["hessian_diagonal"] = found.over_present(diagonal)
         if self.moving_average and "gradient_variance" in self.factors:
             self._add_moving_average(found, batch.repeat)
         return found
@@ -259,10 +257,8 @@ class DomainMatch(Objective):
             self.average.copy_(torch.where(seen, moved, self.average))
         earlier = decay / (1 - decay) * self.average_before.clone()
         statistics.values["gradient_variance"] = variance + earlier
-        share = statistics.present / statistics.present.sum().clamp(min=1)
-        statistics.pooled["gradient_variance"] = statistics.pooled["gradient_variance"] + torch.tensordot(
-            share, earlier, 1
-        )
+        pooled = statistics.pooled["gradient_variance"] + statistics.over_present(earlier)
+        statistics.pooled["gradient_variance"] = pooled
 
     def _discrepancy(self, name: str, statistics: HeadStatistics, features: Tensor, batch: Batch) -> Tensor:
         present = statistics.present

@@ -41,13 +41,17 @@ class HeadStatistics:
     pooled: dict[str, Tensor]
     present: Tensor
 
+    def over_present(self, values: Tensor) -> Tensor:
+        """Mean of (D, ...) over the domains that are present."""
+        return torch.tensordot(self.present / self.present.sum().clamp(min=1), values, 1)
+
 
 @dataclass(frozen=True)
 class DomainRows:
-    """Weights of examples in each domain's mean (D, B) and in the pooled mean (B,)."""
+    """Weights of examples in each domain's mean (D, B), and of domains in the mean over present ones (D,)."""
 
     domains: Tensor
-    pooled: Tensor
+    share: Tensor
     present: Tensor
 
     @classmethod
@@ -56,16 +60,16 @@ class DomainRows:
         counts = member.sum(1)
         present = (counts > 0).to(dtype)
         rows = member / counts.clamp(min=1).unsqueeze(1)
-        return cls(rows, (present / present.sum().clamp(min=1)) @ rows, present)
+        return cls(rows, present / present.sum().clamp(min=1), present)
 
     @property
     def all(self) -> Tensor:
         """(D + 1, B), the pooled mean last."""
-        return torch.cat([self.domains, self.pooled.unsqueeze(0)])
+        return torch.cat([self.domains, (self.share @ self.domains).unsqueeze(0)])
 
     def over_present(self, values: Tensor) -> Tensor:
         """Mean of (D, ...) over the domains that are present."""
-        return torch.tensordot(self.present / self.present.sum().clamp(min=1), values, 1)
+        return (self.share @ values.flatten(1 if values.dim() > 1 else 0)).view(values.shape[1:])
 
 
 def head_statistics(
@@ -107,14 +111,16 @@ def head_statistics(
     ones = torch.ones_like(features[:, :1])
     if weight is None:
         weight = ones.squeeze(1)
-    log_probabilities = torch.log_softmax(logits, -1)
-    probabilities = log_probabilities.exp()
-    if not targets.is_floating_point():
-        targets = (targets.unsqueeze(1) == torch.arange(logits.shape[1], device=targets.device)).to(
-            logits.dtype
-        )
-    residual = (probabilities - targets) * weight.unsqueeze(1)
-    inputs = torch.cat([features, ones], 1)
+    if set(order) - {"loss", "feature_mean", "feature_covariance"}:
+        probabilities = torch.softmax(logits, -1)
+        if targets.is_floating_point():
+            soft = targets
+        else:
+            soft = (targets.unsqueeze(1) == torch.arange(logits.shape[1], device=targets.device)).to(
+                logits.dtype
+            )
+        residual = (probabilities - soft) * weight.unsqueeze(1)
+        inputs = torch.cat([features, ones], 1)
 
     values: dict[str, Tensor] = {}
     pooled: dict[str, Tensor] = {}
@@ -123,7 +129,8 @@ def head_statistics(
         values[name], pooled[name] = value, rows.over_present(value)
 
     if "loss" in order:
-        linear_in_examples("loss", rows.domains @ (weight * -(targets * log_probabilities).sum(1)))
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        linear_in_examples("loss", rows.domains @ (weight * losses))
     if "scale_gradient" in order:
         linear_in_examples("scale_gradient", rows.domains @ (residual * logits).sum(1))
     if {"gradient", "gradient_variance", "hessian_gradient"} & set(order):
