@@ -121,7 +121,10 @@ def test_topk_keeps_the_middle_and_changes_late_layers_only(generator):
         cache = model.new_cache()
         parts = [model(part, cache=cache) for part in x.split([29, 1], dim=1)]
         assert cache.rows == 30
-    with extend_context(model, n_global=3, topk=2, topk_first_layer=2):
+    with (
+        pytest.warns(UnseenWarning, match="nothing is retrieved"),
+        extend_context(model, n_global=3, topk=2, topk_first_layer=2),
+    ):
         torch.testing.assert_close(model(x), plain)
     torch.testing.assert_close(retrieving[:, :-1], plain[:, :-1])
     assert not torch.allclose(retrieving[:, -1], plain[:, -1], atol=1e-3)

@@ -111,13 +111,14 @@ def test_last_queries_and_evicted_keys_give_the_same_as_all(generator, method, p
         torch.testing.assert_close(few, full[:, :, -new:], atol=1e-5, rtol=1e-5)
 
 
-def test_short_texts_are_plain_causal_attention(generator):
+@pytest.mark.parametrize("method", ["block", "dense"])
+def test_short_texts_are_plain_causal_attention(generator, method):
     q, k, v = tensors(generator, kv_heads=4, queries=16, keys=16)
     rotary, position = Rotary.default(8), torch.arange(16)
     expected = torch.nn.functional.scaled_dot_product_attention(
         rotary.rotate(q, position), rotary.rotate(k, position), v, is_causal=True
     )
-    out = lambda_attention(q, k, v, n_local=16, n_global=4, d_max=16)
+    out = lambda_attention(q, k, v, n_local=16, n_global=4, d_max=16, method=method)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -3,7 +3,7 @@ import torch
 
 from unseen.errors import InputError, TrainingDiverged
 from unseen.sequences.byte_corpus import standard_library_corpus
-from unseen.sequences.train_bytes import train_byte_model
+from unseen.sequences.train_bytes import cosine_schedule, train_byte_model
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +34,10 @@ def test_training_is_seeded_and_learns(corpus):
         train_byte_model(
             0, 50, 16, batch=2, width=16, layers=1, learning_rate=1e30, warmup=1, corpus=corpus.train
         )
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    factors = [cosine_schedule(step, 100, 10) for step in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert factors[10] == 1 and factors[55] == pytest.approx(0.5) and factors[100] == pytest.approx(0)
+    assert all(later < earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))

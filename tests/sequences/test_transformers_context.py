@@ -32,6 +32,8 @@ def decoder(kind, **options):
         options |= dict(num_key_value_heads=2)
     if kind == "Qwen3":
         options |= dict(head_dim=8)
+    if kind == "Granite":  # has its own scale of the logits
+        options |= dict(num_key_value_heads=4, attention_multiplier=0.2)
     if kind == "OPT":
         options |= dict(ffn_dim=48, word_embed_proj_dim=32)
     if kind == "Mistral":
@@ -41,7 +43,7 @@ def decoder(kind, **options):
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-KINDS = ("Llama", "Qwen2", "Qwen3", "Mistral", "Phi", "GPTNeoX")
+KINDS = ("Llama", "Qwen2", "Qwen3", "Mistral", "Granite", "Phi", "GPTNeoX")
 
 
 def tokens(batch=2, length=40, seed=0):
@@ -69,13 +71,13 @@ def test_within_the_window_nothing_changes_and_exit_restores_all(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_wide_mask_policy_is_the_models_own_attention(kind):
-    """A window wider than the text, no ceiling: our positions must reproduce the model's rotation."""
+def test_seeing_all_at_true_distances_is_the_models_own_attention(kind):
+    """As many starting keys as tokens: the block-wise path must reproduce the model's rotation and scale."""
     model, x = decoder(kind), tokens(length=40)
     mask = torch.ones_like(x)
     mask[0, :7] = 0
     plain, padded = model(x).logits, model(x, attention_mask=mask).logits
-    with pytest.warns(UnseenWarning), extend_context(model, n_local=40, policy="window"):
+    with extend_context(model, n_global=40, policy="mask-only"):
         torch.testing.assert_close(model(x).logits, plain, atol=1e-4, rtol=1e-4)
         ours = model(x, attention_mask=mask).logits
     torch.testing.assert_close(ours[0, 7:], padded[0, 7:], atol=1e-4, rtol=1e-4)
@@ -169,6 +171,9 @@ def test_misuse_says_what_is_wrong():
             model(x, position_ids=torch.arange(20).repeat(2)[None].expand(2, -1), use_cache=False)
         with pytest.raises(InputError, match="static cache"):
             model(x, past_key_values=transformers.StaticCache(model.config, max_cache_len=64))
+    dropping = decoder("Llama", attention_dropout=0.1).train()
+    with extend_context(dropping), pytest.raises(InputError, match="dropout"):
+        dropping(x)
     with pytest.raises(InputError, match="n_global"), extend_context(model, n_global=-1):
         pass
     with pytest.warns(UnseenWarning, match="n_local 17"), extend_context(model, n_local=17):

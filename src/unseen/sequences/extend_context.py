@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch.nn as nn
-
-from unseen.errors import InputError
-from unseen.sequences.attention_policy import attention_policy
+from unseen.errors import InputError, UnseenWarning
+from unseen.sequences.attention_policy import AttentionPolicy, attention_policy
 from unseen.sequences.language_model import DecoderLM
 
 
 @contextmanager
 def extend_context(
-    model: nn.Module,
+    model: Any,
     n_local: int | None = None,
     n_global: int = 10,
     d_max: int | None = None,
@@ -25,7 +24,7 @@ def extend_context(
     factor: float | None = None,
     topk_distance: int | None = None,
     topk_first_layer: int = 4,
-) -> Iterator[nn.Module]:
+) -> Iterator[Any]:
     """Within the context the model attends under another policy; on exit it is exactly what it was.
 
     with extend_context(model) as model:
@@ -48,7 +47,21 @@ def extend_context(
     top-k for a batch of prompts; warns (UnseenWarning) when n_local exceeds the trained window. Source:
     LM-Infinite (arXiv 2308.16137).
     """
-    options: dict[str, Any] = dict(
+    if isinstance(model, DecoderLM):
+        window, layers, extended = model.window, len(model.blocks), _extended_decoder
+    elif hasattr(getattr(model, "config", None), "get_text_config"):
+        from unseen.sequences.transformers_context import extended, trained_window
+
+        window, layers = trained_window(model), model.config.get_text_config().num_hidden_layers
+    else:
+        raise InputError(
+            f"model {type(model).__name__}",
+            "is of no known kind",
+            "Give a DecoderLM or a transformers decoder.",
+        )
+    chosen = attention_policy(
+        policy,
+        window,
         n_local=n_local,
         n_global=n_global,
         d_max=d_max,
@@ -57,22 +70,21 @@ def extend_context(
         topk_distance=topk_distance,
         topk_first_layer=topk_first_layer,
     )
-    if isinstance(model, DecoderLM):
-        previous = model.policy
-        model.policy = attention_policy(policy, model.window, **options)
-        try:
-            model.policy.encoding(model.encoding)  # a policy that the encoding cannot follow fails here
-            yield model
-        finally:
-            model.policy = previous
-        return
-    if not hasattr(model, "config"):
-        raise InputError(
-            f"model {type(model).__name__}",
-            "is of no known kind",
-            "Give a DecoderLM or a transformers decoder.",
+    if topk is not None and topk_first_layer >= layers:
+        warnings.warn(
+            f"topk acts from layer {topk_first_layer} on; in a model of {layers} layers nothing is retrieved",
+            UnseenWarning,
+            stacklevel=3,
         )
-    from unseen.sequences.transformers_context import extended, trained_window
-
-    with extended(model, attention_policy(policy, trained_window(model), **options)):
+    with extended(model, chosen):
         yield model
+
+
+@contextmanager
+def _extended_decoder(model: DecoderLM, policy: AttentionPolicy) -> Iterator[None]:
+    policy.encoding(model.encoding)  # a policy that the encoding cannot follow fails here, before any change
+    previous, model.policy = model.policy, policy
+    try:
+        yield
+    finally:
+        model.policy = previous

@@ -5,6 +5,7 @@ Keys come *un-rotated*, so that one key can be read at several distances.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -35,9 +36,13 @@ def attend(
     if k.shape[1] != q.shape[1]:  # grouped-query attention
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     encoding = policy.encoding(encoding)
-    core = _blockwise if method == "block" and policy.n_local is not None else _dense
-    if policy.n_local is None and policy.d_max is None:
-        core = _causal
+    core: Callable[..., Tensor]
+    if method == "dense":
+        core = _dense
+    elif policy.local(length) == length and (policy.d_max is None or policy.d_max >= length - 1):
+        core = _causal  # neither mask nor ceiling has reached anything yet
+    else:
+        core = _dense if policy.n_local is None else _blockwise
     if policy.topk is None or layer < policy.topk_first_layer:
         return core(policy, q, k, v, encoding, padding, length)
     if len(q) > 1 and q.shape[2] > 1:
@@ -150,16 +155,11 @@ def _blockwise(
     blocks = -(-queries // size)
     width = size + n_local - 1
     begin = length - blocks * size - (n_local - 1)  # position of the first key of the first window
-    pad = (
-        torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
-        if padding is None
-        else padding.view(-1, 1, 1, 1)
-    )
+    pad = torch.zeros(1, dtype=torch.long, device=device) if padding is None else padding
+    pad = pad.view(-1, 1, 1, 1)
 
     q_blocks = F.pad(q, (0, 0, blocks * size - queries, 0)).unflatten(2, (blocks, size)).transpose(1, 2)
-    k_windows, v_windows = (
-        _windows(x, length - begin, width, size) for x in (k, v)
-    )  # (B, blocks, H, width, d)
+    k_windows, v_windows = (_windows(x, length - begin, width, size) for x in (k, v))
     # Inside a block only differences matter: small numbers keep rotations exact however long the text is.
     inside = torch.arange(width, device=device)
     logits = encoding.score(q_blocks, k_windows, inside[n_local - 1 :], inside)

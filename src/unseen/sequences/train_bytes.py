@@ -51,7 +51,7 @@ def train_byte_model(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_schedule(step, steps, warmup))
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.arange(window + 1, device=device)
     for step in range(steps):
@@ -71,7 +71,7 @@ def train_byte_model(
     return model.eval()
 
 
-def _cosine(step: int, steps: int, warmup: int) -> float:
+def cosine_schedule(step: int, steps: int, warmup: int) -> float:
     """Factor of the learning rate: linear from 0 over `warmup` steps, then half a cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup
