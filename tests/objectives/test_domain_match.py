@@ -294,6 +294,22 @@ def test_a_nonlinear_head_goes_through_autograd(generator):
             built(name)(model, batch)
 
 
+@pytest.mark.parametrize(
+    ("name", "linear"),
+    [*((name, True) for name in PRESETS), ("vrex", False), ("hgp", False), ("coral", False)],
+)
+def test_under_autocast_the_penalty_stays_in_single_precision(name, linear, generator):
+    model = network().float()
+    batch = batch_of(generator).map(lambda t: t.float() if t.is_floating_point() else t)
+    exact = built(name).float()(model, batch).parts["penalty"]
+    if not linear:
+        model.head = nn.Sequential(model.head)
+    with torch.autocast("cpu", torch.bfloat16):
+        penalty = built(name).float()(model, batch).parts["penalty"]
+    assert penalty.dtype == torch.float32
+    torch.testing.assert_close(penalty, exact, rtol=0.1, atol=1e-3)
+
+
 def test_a_penalty_that_is_nan_is_named_in_the_parts(generator):
     model, batch = network(), batch_of(generator)
     batch.x[0, 0] = float("nan")

@@ -213,9 +213,9 @@ def head_statistics_by_autograd(
     parameters = dict(head.named_parameters())
     if not parameters:
         raise InputError("head", "has no parameters", "Give the module that maps features to logits.")
+    features = full_precision(features)
     logits = head(features)
     check_shapes(features, logits, domain, domains, weight)
-    features, logits = full_precision(features), full_precision(logits)
     rows = DomainRows.of(domain, domains, features.dtype)
     weights = torch.ones_like(features[:, 0]) if weight is None else weight
 

@@ -79,7 +79,8 @@ class IRM(Objective):
     def forward(self, model: Network, batch: Batch) -> Loss:
         logits = model(batch.x)
         risk = mean_over_present(*domain_means(example_losses(logits, batch), batch))
-        penalty = irm_penalty(
-            logits, batch.y, batch.domain, batch.domains, unbiased=self.unbiased, weight=batch.weight
-        )
+        with torch.autocast(logits.device.type, enabled=False):
+            penalty = irm_penalty(
+                logits, batch.y, batch.domain, batch.domains, unbiased=self.unbiased, weight=batch.weight
+            )
         return self.schedule.loss(risk, penalty, batch.step)
