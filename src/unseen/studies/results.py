@@ -28,6 +28,8 @@ class Choice:
     method: str
     learner: Learner
     reason: str
+    scores: dict[str, float]
+    """What the choice went by, of every method: the highest (of those judged on every domain) is chosen."""
     against: dict[str, Comparison]
     """Accuracy of the chosen method minus that of each other one, on the same unseen examples and seeds."""
 
@@ -101,6 +103,10 @@ class Results:
                     )
         return outputs
 
+    def has(self, method: str, domain: str) -> bool:
+        """Whether a run of this method judged this unseen domain (its runs may have failed)."""
+        return (method, domain) in self._outputs
+
     def correct(self, method: str, domain: str) -> np.ndarray:
         """(seeds, examples) bool: was the example of an unseen domain predicted right?"""
         return np.stack(
@@ -114,7 +120,7 @@ class Results:
 
     def rows(self, domain: str) -> np.ndarray:
         """Row numbers of an unseen domain's examples, as `correct` and `probabilities` order them."""
-        return self._outputs[self.methods[0], domain][0][0]
+        return next(self._outputs[m, domain] for m in self.methods if self.has(m, domain))[0][0]
 
     def _mean(self, cells: pd.Series, role: str, domain: str, metric: str) -> float:
         m = self.metrics
@@ -138,7 +144,7 @@ class Results:
         for method in self.methods:
             of_method = self.selected[self.selected.method == method]
             for domain in self.unseen_domains:
-                if (method, domain) not in self._outputs:
+                if not self.has(method, domain):
                     continue
                 holding = of_method[[domain in names or not names for names in of_method.unseen]].cell
                 records.append(self._record(method, domain, holding))
@@ -203,9 +209,7 @@ class Results:
     def average_accuracy(self, method: str) -> Interval:
         """Accuracy averaged over unseen domains; the interval speaks of seeds and examples, not of new domains."""
         parts = [
-            accuracy_interval(self.correct(method, d))
-            for d in self.unseen_domains
-            if (method, d) in self._outputs
+            accuracy_interval(self.correct(method, d)) for d in self.unseen_domains if self.has(method, d)
         ]
         mean = float(np.mean([p.estimate for p in parts]))
         half = [
@@ -215,14 +219,24 @@ class Results:
         return Interval(mean, mean - half[0], mean + half[1])
 
     def compare(self, a: str, b: str) -> Comparison:
-        """Accuracy of a minus that of b, paired over seeds and unseen examples of all domains."""
-        pair = []
-        for method in (a, b):
-            parts = [self.correct(method, d) for d in self.unseen_domains if (method, d) in self._outputs]
-            seeds = min(len(p) for p in parts)
-            pair.append(np.concatenate([p[:seeds] for p in parts], 1).astype(float))
-        seeds = min(len(p) for p in pair)
-        return paired_comparison(pair[0][:seeds], pair[1][:seeds])
+        """Accuracy of a minus that of b, paired over the seeds and unseen examples that both have.
+
+        All NaN when no seed judged every shared domain with both.
+        """
+        shared = [d for d in self.unseen_domains if self.has(a, d) and self.has(b, d)]
+        seeds = [{seed for *_, seed in self._outputs[m, d]} for m in (a, b) for d in shared]
+        common = set.intersection(*seeds) if seeds else set()
+        if not common:
+            return Comparison(np.nan, np.nan, np.nan, np.nan)
+        pair = [
+            np.concatenate([self._correct_of(method, d, common) for d in shared], 1).astype(float)
+            for method in (a, b)
+        ]
+        return paired_comparison(*pair)
+
+    def _correct_of(self, method: str, domain: str, seeds: set[int]) -> np.ndarray:
+        kept = [seed in seeds for *_, seed in self._outputs[method, domain]]
+        return self.correct(method, domain)[kept]
 
     @cached_property
     def choice(self) -> Choice:
@@ -230,7 +244,8 @@ class Results:
 
         With several held-out sets the model will meet yet another domain, so accuracy on held-out domains is a
         fair guide (leave-one-domain-out cross-validation). With one set only, its labels must not be used:
-        the selection rule's score decides.
+        the selection rule's score decides. Learners whose runs failed on some domain are chosen only when all
+        did: an average over fewer domains is no match for the others.
         """
         if not self.methods:
             raise InputError(
@@ -242,27 +257,27 @@ class Results:
         else:
             scores = self.selected.groupby("method").score.mean().to_dict()
             how = f"highest score under the rule {self.rule}" + (" (which peeks)" if self.peeks else "")
-        method = max(self.methods, key=lambda m: scores[m])
+        whole = [m for m in self.methods if all(self.has(m, d) for d in self.unseen_domains)]
+        method = max(whole or self.methods, key=lambda m: scores[m])
         mine = self.selected[self.selected.method == method]
         draw = mine.groupby("draw").score.agg(["size", "mean"]).sort_values(["size", "mean"]).index[-1]
         learner = Learner.from_json(mine[mine.draw == draw].iloc[0].learner)
         reason = f"{how} ({scores[method]:.3f})"
         return Choice(
-            method, learner, reason, {m: self.compare(method, m) for m in self.methods if m != method}
+            method, learner, reason, scores, {m: self.compare(method, m) for m in self.methods if m != method}
         )
 
     @cached_property
     def estimates(self) -> pd.DataFrame:
         """Accuracy of the chosen method on unseen domains, estimated without their labels, beside the truth.
 
-        Columns: domain, estimate (name), value, truth, error. The last rows, `domain` "mean absolute error",
-        say how far each estimate was off on average.
+        Columns: domain, estimate (name), value, truth, error (value - truth).
         """
         method = self.choice.method
         cells = self.selected[self.selected.method == method]
         m = self.metrics[self.metrics.metric.str.startswith("estimate/")]
         records = []
-        for domain in self.unseen_domains:
+        for domain in (d for d in self.unseen_domains if self.has(method, d)):
             truth = float(self.correct(method, domain).mean())
             rows = m[m.cell.isin(cells.cell) & (m.domain == domain)]
             values = {k.removeprefix("estimate/"): v for k, v in rows.groupby("metric").value.mean().items()}
