@@ -294,6 +294,21 @@ def test_a_broken_update_rule_is_told_what_it_broke(broken, sentence):
         check_update(broken)
 
 
+def test_reset_forgets_what_the_optimizer_has_gathered():
+    module = nn.Linear(3, 1)
+    rule = Plain().bind(module, torch.optim.Adam(module.parameters(), lr=0.1))
+
+    def constant_slope(batch):
+        return Loss(module.weight.sum() + module.bias.sum())
+
+    for _ in range(3):
+        rule.step(constant_slope, None)
+    rule.reset()
+    assert not rule.optimizer.state
+    rule.step(constant_slope, None)
+    assert rule.optimizer.state[module.weight]["step"] == 1
+
+
 def test_an_update_rule_that_mixes_stacked_runs_is_reported():
     class Normalises(Plain):
         def step(self, loss_function, batch):

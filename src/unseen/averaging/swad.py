@@ -61,7 +61,7 @@ class SWAD(Averaging):
         if self.threshold is None:
             self._look_for_beginning()
         else:
-            self._look_for_end()
+            self._look_for_end(self.threshold)
 
     def _look_for_beginning(self) -> None:
         self._recent = self._recent[-max(self.n_converge, self.n_tolerance) :]
@@ -76,9 +76,9 @@ class SWAD(Averaging):
         self._recent = self._recent[min(back + 1, first) :]
         self._settle(self.n_tolerance - 1)
 
-    def _look_for_end(self) -> None:
+    def _look_for_end(self, threshold: float) -> None:
         # until `n_tolerance` evaluations have followed it, the low beginning is among the recent ones
-        if all(loss > self.threshold for loss, _ in self._recent):
+        if all(loss > threshold for loss, _ in self._recent):
             self.ended, self._recent = True, []
         else:
             self._settle(self.n_tolerance - 1)

@@ -45,7 +45,8 @@ def hessian_distance(bank: Bank, norm: Norm = "spectral", *, weight: Tensor | No
         statistics = head_statistics(
             features, logits, probabilities, domain, count, order=["hessian_diagonal"], weight=weight
         )
-        distances = torch.cdist(*[statistics.values["hessian_diagonal"].flatten(1)] * 2)
+        diagonals = statistics.values["hessian_diagonal"].flatten(1)
+        distances = torch.cdist(diagonals, diagonals)
     elif norm == "fro":
         distances = _frobenius(inputs, probabilities, rows.domains * weight)
     else:
@@ -123,7 +124,8 @@ def transfer_gap(
 
     def excess(bank: Bank, change: Tensor) -> Tensor:
         """(starts,) risk with the changed heads minus the risk of the given one."""
-        features, given, labels = bank.features.cpu().double(), bank.logits.cpu().double(), bank.labels.cpu()
+        features, given = bank.features.cpu().double(), bank.logits.cpu().double()
+        labels = bank.labels.cpu()  # type: ignore[union-attr]
         inputs = torch.cat([features, torch.ones_like(features[:, :1])], 1)
         logits = given + inputs @ change.transpose(1, 2)
         losses = cross_entropy(logits.transpose(1, 2), labels.expand(len(change), -1), reduction="none")

@@ -144,6 +144,8 @@ class DomainMatch(Objective):
     """
 
     needs_domains = True
+    average: Tensor
+    average_before: Tensor
 
     def __init__(
         self,
@@ -210,7 +212,7 @@ class DomainMatch(Objective):
         with torch.autocast(features.device.type, enabled=False):
             statistics = self._statistics(model.head, features, logits, batch)
             parts = {name: self._discrepancy(name, statistics, features, batch) for name in self.factors}
-        penalty = sum(factor * parts[name] for name, factor in self.factors.items())
+        penalty = torch.stack([factor * parts[name] for name, factor in self.factors.items()]).sum()
         loss = self.schedule.loss(statistics.pooled["loss"], penalty, batch.step)
         if len(parts) > 1:
             loss.parts |= parts

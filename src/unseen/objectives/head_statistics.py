@@ -210,7 +210,7 @@ def head_statistics_by_autograd(
     `chunk` limits how many rows of the Hessian are in memory at a time. Features stay differentiable.
     """
     _check_names(order)
-    parameters = dict(head.named_parameters())
+    parameters: dict[str, Tensor] = dict(head.named_parameters())
     if not parameters:
         raise InputError("head", "has no parameters", "Give the module that maps features to logits.")
     features = full_precision(features)

@@ -65,7 +65,7 @@ class _ProbedCurvature(torch.autograd.Function):
 
     @staticmethod
     def forward(inputs: Tensor, probabilities: Tensor, count: int, seed: int) -> Tensor:
-        total = 0
+        total = torch.zeros_like(probabilities.unsqueeze(2) * inputs.unsqueeze(1))
         p = probabilities.unsqueeze(1)
         for signs in _ProbedCurvature.probes(count, seed, inputs, probabilities):
             along = torch.einsum("bf,tcf->btc", inputs, signs)
@@ -81,7 +81,7 @@ class _ProbedCurvature(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         inputs, probabilities = ctx.saved_tensors
-        to_inputs, to_probabilities = 0, 0
+        to_inputs, to_probabilities = torch.zeros_like(inputs), torch.zeros_like(probabilities)
         p = probabilities.unsqueeze(1)
         for signs in _ProbedCurvature.probes(ctx.count, ctx.seed, inputs, probabilities):
             along = torch.einsum("bf,tcf->btc", inputs, signs)

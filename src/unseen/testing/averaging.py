@@ -27,7 +27,7 @@ def check_averaging(average: Buildable, *, device: torch.device | str = "cpu") -
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.add_(move * torch.randn(parameter.shape, generator=generator).to(parameter))
-                model[1].num_batches_tracked += 1
+                model.get_buffer("1.num_batches_tracked").add_(1)
             before = copy.deepcopy(model.state_dict())
             seen.observe(step, model, losses[step // 4] if step % 4 == 3 else None)
             require(equal(before, model.state_dict()), report, "changes the network that it observes")
@@ -45,8 +45,8 @@ def check_averaging(average: Buildable, *, device: torch.device | str = "cpu") -
     require(empty.result() is None, report, "has a result before it has seen a network: give None")
     seen, model = new()
     states = walk(seen, model, 0, steps)
-    result = seen.result()
-    require(result is not None, report, "has no result after a whole training")
+    result = seen.result() or {}
+    require(bool(result), report, "has no result after a whole training")
     require(set(result) == set(states[0]), report, "has a result with other names than the network's state")
     for name, value in result.items():
         like = states[0][name]
@@ -66,7 +66,7 @@ def check_averaging(average: Buildable, *, device: torch.device | str = "cpu") -
 
     constant, model = new()
     walk(constant, model, 0, steps, move=0.0)
-    averaged = constant.result()
+    averaged = constant.result() or {}
     for name, value in model.named_parameters():
         close(averaged[name], value.detach(), report, "changes weights that never moved")
     report.passed.append("weights that never moved")

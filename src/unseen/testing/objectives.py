@@ -120,13 +120,13 @@ def _repeats_without_effects(report: ContractReport, system: TrainingSystem, bat
 
 def _takes_every_kind_of_batch(report: ContractReport, new: NewSystem, batch: Batch, value: Tensor) -> None:
     weighted, soft = copy.deepcopy(batch), copy.deepcopy(batch)
-    weighted.weight = torch.ones_like(batch.x[:, 0])
+    weighted.weight = torch.ones(len(batch), device=batch.domain.device)
     soft.y = nn.functional.one_hot(batch.y, CLASSES).float()
     for changed, what in ((weighted, "weights of one"), (soft, "one-hot soft targets")):
         system = new()
         close(system(prepared(system, changed)).total, value, report, f"gives another loss for {what}")
     report.passed.append("weights and soft targets")
-    if batch.x.device.type == "mps":
+    if batch.domain.device.type == "mps":
         return  # has no float64
     system = new().double()
     total = system(prepared(system, batch.map(lambda t: t.double() if t.is_floating_point() else t))).total
@@ -147,7 +147,8 @@ def _agrees_under_vmap(report: ContractReport, systems: list[TrainingSystem], ba
         return functional_call(skeleton, (parameters, buffers), (one,)).total
 
     try:
-        x, y = torch.stack([b.x for b in batches]), torch.stack([b.y for b in batches])
+        x = torch.stack([b.x for b in batches])  # type: ignore[misc]
+        y = torch.stack([b.y for b in batches])
         found = vmap(total)(parameters, buffers, x, y)
     except RuntimeError as error:
         return str(error).splitlines()[0]

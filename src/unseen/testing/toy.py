@@ -58,7 +58,7 @@ class Run:
         rule: str | UpdateRule,
         device: torch.device | str,
         learning_rate: float = 0.02,
-        optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     ):
         self.system, self.device, self.count = system, device, 0
         self.optimizer = optimizer(list(system.parameters()), lr=learning_rate)

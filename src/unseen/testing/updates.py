@@ -41,7 +41,7 @@ def check_update(update: Buildable, *, device: torch.device | str = "cpu", steps
 
     flat = run(optimizer=torch.optim.SGD)
     before = copy.deepcopy(flat.system.state_dict())
-    flat.step(lambda batch: Loss(sum(0 * p.sum() for p in flat.system.parameters())))
+    flat.step(lambda batch: Loss(torch.stack([0 * p.sum() for p in flat.system.parameters()]).sum()))
     require(
         equal(before, flat.system.state_dict()),
         report,
@@ -49,11 +49,12 @@ def check_update(update: Buildable, *, device: torch.device | str = "cpu", steps
     )
     report.passed.append("parameters are restored")
 
-    fresh, seen = run(), []
+    fresh = run()
+    seen: list[int] = []
 
     def watched(batch: Batch) -> Loss:
         if not batch.repeat:
-            seen.extend(batch.ids.tolist())
+            seen.extend(batch.ids.tolist())  # type: ignore[union-attr]
         return fresh.system(batch)
 
     fresh.step(watched)
