@@ -1,7 +1,8 @@
 """Relative positions in attention: rotary embedding (RoPE) and linear biases (ALiBi).
 
-Both expose one function, `score(q, k, q_position, k_position)`: attention logits of queries and *un-rotated*
-keys for any positions. Length-generalization methods then only choose which positions to pass.
+Both expose `score(q, k, q_position, k_position)`: attention logits of queries and *un-rotated* keys for any
+positions, and `join`, which prepares the same for a fused kernel. Length-generalization methods then only
+choose which positions to pass.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unseen.errors import InputError
+
+Reading = tuple[Tensor, Tensor, Tensor]
+"""Un-rotated keys (..., K, d_h), positions of the queries (..., T), positions of these keys (..., K)."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,19 @@ class Rotary:
     def score(self, q: Tensor, k: Tensor, q_position: Tensor, k_position: Tensor) -> Tensor:
         """Logits (..., T, K) of q (..., T, d_h) and un-rotated k (..., K, d_h); no scaling is applied."""
         return self.rotate(q, q_position) @ self.rotate(k, k_position).mT
+
+    def join(self, q: Tensor, keys: list[Reading]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and bias whose one inner product gives the logits of all `keys`, side by side.
+
+        Each reading gets features of its own, which are zero in the keys of the others.
+        """
+        width, last = q.shape[-1], len(keys) - 1
+        joined = [
+            F.pad(self.rotate(k, k_position), (i * width, (last - i) * width))
+            for i, (k, _, k_position) in enumerate(keys)
+        ]
+        rotated = [self.rotate(q, q_position) for _, q_position, _ in keys]
+        return torch.cat(rotated, dim=-1), torch.cat(joined, dim=-2), q.new_zeros(())
 
     def interpolated(self, factor: float) -> Rotary:
         """Positions divided by `factor` (position interpolation, Chen et al. 2023, arXiv 2306.15595)."""
@@ -76,6 +94,16 @@ class Alibi:
         """Logits (..., H, T, K) of q (..., H, T, d_h) and k (..., H, K, d_h); no scaling is applied."""
         distance = q_position[..., :, None] - k_position[..., None, :]
         return q @ k.mT - (self.slopes.to(q.device)[:, None, None] * distance).to(q.dtype)
+
+    def join(self, q: Tensor, keys: list[Reading]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and bias whose one inner product gives the logits of all `keys`, side by side."""
+        distances = [
+            q_position[..., :, None] - k_position[..., None, :] for _, q_position, k_position in keys
+        ]
+        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in distances))
+        distance = torch.cat([part.expand(*shape, -1) for part in distances], dim=-1)
+        bias = -self.slopes.to(q.device)[:, None, None] * distance
+        return q, torch.cat([k for k, _, _ in keys], dim=-2), bias.to(q.dtype)
 
     def interpolated(self, factor: float) -> Alibi:
         """Distances divided by `factor`."""
