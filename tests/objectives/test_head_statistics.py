@@ -3,11 +3,11 @@ import torch
 from torch import nn
 
 from unseen.errors import InputError
+from unseen.objectives.head_autograd import head_statistics_by_autograd
 from unseen.objectives.head_statistics import (
     STATISTICS,
     covariance_discrepancy,
     head_statistics,
-    head_statistics_by_autograd,
 )
 from unseen.objectives.hutchinson import _signs, hutchinson_diagonal
 

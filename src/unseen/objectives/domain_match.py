@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from unseen.errors import InputError, nearest
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective
+from unseen.objectives.head_autograd import head_statistics_by_autograd
 from unseen.objectives.head_statistics import (
     HeadStatistics,
     covariance_discrepancy,
     head_statistics,
-    head_statistics_by_autograd,
 )
 from unseen.objectives.hutchinson import hutchinson_diagonal
 from unseen.objectives.penalty import PenaltySchedule

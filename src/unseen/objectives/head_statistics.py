@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 from unseen.errors import InputError, nearest
 
@@ -104,7 +103,7 @@ def head_statistics(
       feature_covariance  (D, F, F)     unbiased (divided by n - 1); zero for one example
     Sources: Hemati et al. 2023, arXiv 2308.11778, section 4; scale gradient: Arjovsky et al. 2019, IRMv1.
     """
-    _check_names(order)
+    check_names(order)
     check_shapes(features, logits, domain, domains, weight)
     features, logits = full_precision(features), full_precision(logits)
     rows = DomainRows.of(domain, domains, features.dtype)
@@ -193,82 +192,6 @@ def covariance_discrepancy(
     return (inner.diagonal().sum() / count - inner.sum() / count.square()).clamp(min=0), rows.present
 
 
-def head_statistics_by_autograd(
-    head: nn.Module,
-    features: Tensor,
-    targets: Tensor,
-    domain: Tensor,
-    domains: int,
-    *,
-    order: Collection[str] = ("loss", "gradient"),
-    weight: Tensor | None = None,
-    chunk: int = 64,
-) -> HeadStatistics:
-    """The same statistics for any twice differentiable head, by automatic differentiation.
-
-    Parameter-shaped statistics are (D, P) over all P parameters of the head, flattened one after the other.
-    `chunk` limits how many rows of the Hessian are in memory at a time. Features stay differentiable.
-    """
-    _check_names(order)
-    parameters: dict[str, Tensor] = dict(head.named_parameters())
-    if not parameters:
-        raise InputError("head", "has no parameters", "Give the module that maps features to logits.")
-    features = full_precision(features)
-    logits = head(features)
-    check_shapes(features, logits, domain, domains, weight)
-    rows = DomainRows.of(domain, domains, features.dtype)
-    weights = torch.ones_like(features[:, 0]) if weight is None else weight
-
-    def losses(parameters: dict[str, Tensor], x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        outputs = functional_call(head, parameters, (x,))
-        return w * nn.functional.cross_entropy(outputs, y, reduction="none")
-
-    def risk(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
-        return row @ losses(parameters, features, targets, weights)
-
-    def flat(tree: dict[str, Tensor]) -> Tensor:
-        return torch.cat([tree[name].flatten() for name in parameters])
-
-    def slope(parameters: dict[str, Tensor], row: Tensor, direction: Tensor) -> Tensor:
-        return flat(grad(risk)(parameters, row)) @ direction
-
-    def hessian_product(row: Tensor, direction: Tensor) -> Tensor:
-        return flat(grad(slope)(parameters, row, direction))
-
-    simple = [n for n in order if n in ("loss", "scale_gradient", "feature_mean", "feature_covariance")]
-    closed = head_statistics(features, logits, targets, domain, domains, order=simple, weight=weight)
-    found = {name: torch.cat([closed.values[name], closed.pooled[name].unsqueeze(0)]) for name in simple}
-    gradients = vmap(lambda row: flat(grad(risk)(parameters, row)))(rows.all)
-    found["gradient"] = gradients
-    try:
-        if "gradient_variance" in order:
-            each = vmap(
-                lambda x, y, w: flat(
-                    grad(lambda q: losses(q, x[None], y[None], w[None]).squeeze(0))(parameters)
-                )
-            )(features, targets, weights)
-            found["gradient_variance"] = rows.all @ each.square() - gradients.square()
-        if "hessian_gradient" in order:
-            found["hessian_gradient"] = vmap(hessian_product)(rows.all, gradients)
-        if "hessian_diagonal" in order:
-            unit = torch.eye(gradients.shape[1], dtype=features.dtype, device=features.device)
-            found["hessian_diagonal"] = torch.stack(
-                [
-                    vmap(lambda e, row=row: hessian_product(row, e) @ e, chunk_size=chunk)(unit)
-                    for row in rows.all
-                ]
-            )
-    except RuntimeError as error:
-        raise InputError(
-            "head",
-            f"cannot be differentiated twice ({error})",
-            "Use operations that have second derivatives.",
-        ) from error
-    return HeadStatistics(
-        {name: found[name][:-1] for name in order}, {name: found[name][-1] for name in order}, rows.present
-    )
-
-
 def mean_products(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """(K, C, F): for each row of weights (K, B) the mean of left (B, C) or (K, B, C) times right (B, F)."""
     return (rows.unsqueeze(-1) * left).transpose(1, 2) @ right
@@ -291,7 +214,7 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _check_names(order: Collection[str]) -> None:
+def check_names(order: Collection[str]) -> None:
     for name in order:
         if name not in STATISTICS:
             raise InputError(f"statistic {name!r}", "is not known", nearest(name, STATISTICS))
