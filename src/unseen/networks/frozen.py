@@ -90,7 +90,7 @@ class FrozenBackbone(Preprocessing):
 
     def features(self, inputs: Any, progress: Progress | None = None) -> Tensor:
         """The backbone's own features, float (N, D). Sets of more than one batch are kept in the feature cache."""
-        return compute_features(self._encode, inputs, *self.shape, self.fingerprint, progress)
+        return compute_features(self._encode, inputs, self.module.features, self.fingerprint, progress)
 
     def to_json(self) -> dict[str, Any]:
         return {

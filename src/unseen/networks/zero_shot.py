@@ -74,7 +74,7 @@ def zero_shot_head(
         raise InputError(
             f"backbone {images.name!r}",
             "brings no ImageNet classifier to learn from",
-            "Choose efficientnet-lite0, efficientnet-lite1 or efficientnet-lite2.",
+            "Choose one of the efficientnet-lite or mobilenet backbones.",
         )
     if isinstance(texts.input, ImageInput):
         raise InputError(f"backbone {texts.name!r}", "reads images", "Give a text encoder, such as minilm.")
@@ -108,7 +108,7 @@ def zero_shot_network(
     head = zero_shot_head(class_names, templates=templates, backbone=images, text=text, penalty=penalty)
     if preprocessing is None:
         network = Network(PretrainedFeaturizer(images), images.features, len(class_names))
-        network.spec = Spec.make("pretrained", name=images.name, size=images.input.size)
+        network.spec = Spec.make("pretrained", name=str(Spec.of(backbone)))
     else:
         mean, deviation = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.deviation)
         weight = (
