@@ -66,7 +66,30 @@ def test_equals_the_definition_pair_by_pair(generator, positions, method, n_loca
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.mark.parametrize("method", ["block", "dense"])
+@pytest.mark.parametrize("positions", ["rope", "alibi"])
+def test_reindexing_counts_positions_among_what_is_visible(generator, method, positions):
+    """StreamingLLM: the query attends as the last of a short text made of the visible tokens only."""
+    q, k, v = tensors(generator, batch=1, queries=21, keys=21)
+    out = lambda_attention(
+        q, k, v, n_local=5, n_global=3, d_max=None, reindex=True, positions=positions, method=method
+    )
+    for i in range(21):
+        kept = [j for j in range(i + 1) if i - j < 5 or j < 3]
+        short = lambda_attention(
+            q[:, :, i : i + 1],
+            k[:, :, kept],
+            v[:, :, kept],
+            n_local=21,
+            n_global=0,
+            d_max=None,
+            positions=positions,
+            method="dense",
+        )
+        torch.testing.assert_close(out[:, :, i : i + 1], short, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_block_equals_dense(data):
     draw = data.draw
