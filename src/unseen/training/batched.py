@@ -12,7 +12,7 @@ import torch
 from unseen.errors import TrainingDiverged, UnseenError
 from unseen.training.data import TrainingData
 from unseen.training.fit import Hardware, Progress, build_system, train
-from unseen.training.grouping import Run, cut, objection, pinned, run_bytes, structure
+from unseen.training.grouping import Run, Size, cut, objection, pinned, structure
 from unseen.training.learner import Learner
 from unseen.training.program import Outcome, train_program
 from unseen.training.stacked import StackedBatch, StackedSystem, numbers
@@ -50,10 +50,8 @@ def train_many(
     programs = _programs(runs) if together else [[index] for index in range(len(runs))]
     for program in programs:
         members = [runs[index] for index in program]
-        if len(program) > 1:
-            found = train_program(members, _device(hardware))
-        else:
-            found = [_train_alone(members[0], hardware)]
+        alone = len(members) == 1
+        found = [_train_alone(members[0], hardware)] if alone else train_program(members, _device(hardware))
         outcomes |= zip(program, found, strict=True)
         if progress is not None:
             progress(len(outcomes), len(runs))
@@ -82,7 +80,7 @@ class _Judgement:
 
     objection: str | None
     free: frozenset[str] = frozenset()
-    run_bytes: int = 0
+    size: Size = Size(0, 1)
 
 
 _judgements: dict[tuple[Any, ...], _Judgement] = {}
@@ -99,7 +97,7 @@ def _programs(runs: Sequence[Run]) -> list[list[int]]:
             alike[structure(run), pinned(run, judgement.free)].append(index)
     programs = []
     for members in alike.values():
-        size = _judgement(runs[members[0]]).run_bytes
+        size = _judgement(runs[members[0]]).size
         programs += [[members[i] for i in program] for program in cut([runs[m] for m in members], size)]
     return programs + alone
 
@@ -127,7 +125,7 @@ def _judge(run: Run) -> _Judgement:
     alone = [_train_alone(one, Hardware(accelerator="cpu")) for one in trial]
     if not all(_same(a, b) for a, b in zip(together, alone, strict=True)):
         return _Judgement("Stacked runs of it give other results than a run alone.")
-    return _Judgement(None, _free_numbers(run), run_bytes(system, run))
+    return _Judgement(None, _free_numbers(run), Size.of(system, run))
 
 
 def _same(a: Outcome, b: Outcome) -> bool:

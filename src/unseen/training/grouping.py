@@ -18,8 +18,9 @@ from unseen.training.fit import TrainingSystem
 from unseen.training.learner import Learner
 from unseen.training.stacked import numbers, settings
 
-PROGRAM_BYTES = 2**30
-"""Memory that one program may take, about."""
+PROGRAM_BYTES, INPUT_BYTES = 2**27, 2**24
+"""What one program may hold, and gather as inputs in one step: more falls out of the processor's caches, and
+malloc asks the system for tensors above 32 MiB anew at every step (measured: 10 times slower)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,28 +90,39 @@ def pinned(run: Run, free: frozenset[str]) -> tuple[Any, ...]:
     return fixed, tuple(s for s in range(run.learner.steps) if objective.resets_optimizer_at(s))
 
 
-def cut(runs: Sequence[Run], run_bytes: int) -> list[list[int]]:
-    """Positions of runs that share a structure, as programs of equally many runs a stream that fit in memory."""
+@dataclass(frozen=True)
+class Size:
+    """Bytes that a step moves, about: of a stream's inputs, and of a run's weights and activations."""
+
+    inputs: int
+    run: int
+
+    @classmethod
+    def of(cls, system: TrainingSystem, run: Run) -> Size:
+        batch = run.learner.batch_size * len(run.data.split.train_domains)
+        coordinates: list[int] = []
+        map_tensors(lambda tensor: coordinates.append(tensor[:1].numel()), run.data.stored)
+        widths = sum(m.out_features for m in system.modules() if isinstance(m, nn.Linear))
+        weights = sum(p.numel() for p in system.parameters())
+        kept = 10  # weights, gradients, moments, scratch, the best and the averaged ones
+        return cls(4 * batch * sum(coordinates), 4 * (kept * weights + 4 * batch * widths))
+
+
+def cut(runs: Sequence[Run], size: Size) -> list[list[int]]:
+    """Positions of runs that share a structure, as programs: streams of equally many runs, not too large."""
     streams: dict[Any, list[int]] = defaultdict(list)
     for index, run in enumerate(runs):
         streams[stream(run)].append(index)
-    by_size: dict[int, list[list[int]]] = defaultdict(list)
+    by_count: dict[int, list[list[int]]] = defaultdict(list)
+    most = max(1, (PROGRAM_BYTES - size.inputs) // size.run)
     for members in streams.values():
-        by_size[len(members)].append(members)
+        for start in range(0, len(members), most):
+            piece = members[start : start + most]
+            by_count[len(piece)].append(piece)
     programs = []
-    for size, found in by_size.items():
-        found.sort(key=lambda members: id(runs[members[0]].data))  # rows of one data set side by side
-        several = max(1, PROGRAM_BYTES // (size * run_bytes))
-        for start in range(0, len(found), several):
-            programs.append([index for members in found[start : start + several] for index in members])
+    for count, pieces in by_count.items():
+        pieces.sort(key=lambda piece: id(runs[piece[0]].data))  # streams of one data set side by side
+        several = max(1, min(INPUT_BYTES // size.inputs, PROGRAM_BYTES // (size.inputs + count * size.run)))
+        for start in range(0, len(pieces), several):
+            programs.append([index for piece in pieces[start : start + several] for index in piece])
     return programs
-
-
-def run_bytes(system: TrainingSystem, run: Run) -> int:
-    """Memory of a run in a program, about: weights, gradients, moments, averages, activations and inputs."""
-    weights = sum(p.numel() for p in system.parameters())
-    batch = run.learner.batch_size * len(run.data.split.train_domains)
-    width = sum(m.out_features for m in system.modules() if isinstance(m, nn.Linear))
-    sizes: list[int] = []
-    map_tensors(lambda tensor: sizes.append(tensor[:1].numel()), run.data.stored)
-    return 4 * (10 * weights + batch * (4 * width + sum(sizes)))

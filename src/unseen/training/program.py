@@ -18,7 +18,14 @@ from unseen.errors import TrainingDiverged
 from unseen.objectives import Loss
 from unseen.registry import averaging, updates
 from unseen.training.examples import StackedExamples
-from unseen.training.fit import TrainingResult, TrainingSystem, _diverged, _log, build_system, validation_score
+from unseen.training.fit import (
+    TrainingResult,
+    TrainingSystem,
+    _diverged,
+    _log,
+    build_system,
+    validation_score,
+)
 from unseen.training.grouping import Run, stream
 from unseen.training.stacked import StackedOptimizer, StackedSystem, numbers
 
@@ -140,16 +147,23 @@ def _validate(
         members = list(group)
         data, own = members[0].data, slice(len(found), len(found) + len(members))
         rows, shift = data.split.validation, data.split.shift
-        parts = [system.logits(examples.inputs(examples.rows_of(data, some)), own) for some in rows.split(size)]
-        logits = torch.cat(parts, 1).float().cpu()
+        parts = [
+            system.logits(examples.inputs(examples.rows_of(data, some)), own) for some in rows.split(size)
+        ]
+        logits = torch.cat(parts, 1).float().cpu().mT.contiguous()  # (runs, C, N): see `_FastWhenStacked`
         labels = shift.labels[rows].expand(len(members), -1)
-        losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        correct = (logits.argmax(-1) == labels).float()
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        correct = (logits.argmax(1) == labels).float()
         records: list[list[dict[str, Any]]] = [[] for _ in members]
         for index in shift.domain[rows].unique().tolist():
             inside = shift.domain[rows] == index
-            common = {"step": step, "role": "validation", "domain": shift.domains[index], "n": int(inside.sum())}
-            values = {"accuracy": correct, "loss": losses.view(len(members), -1)}
+            common = {
+                "step": step,
+                "role": "validation",
+                "domain": shift.domains[index],
+                "n": int(inside.sum()),
+            }
+            values = {"accuracy": correct, "loss": losses}
             for metric, each in values.items():
                 for record, value in zip(records, each[:, inside].mean(1).tolist(), strict=True):
                     record.append({**common, "metric": metric, "value": value})
