@@ -106,7 +106,7 @@ def from_datasets(
             f"has several splits: {', '.join(map(repr, dataset))}",
             "Give one, dataset['train'], or datasets.concatenate_datasets(list(dataset.values())).",
         )
-    if not hasattr(dataset, "to_pandas"):
+    if not hasattr(dataset, "num_rows"):
         raise InputError(
             f"data set of type {type(dataset).__name__}",
             "has no rows to count or to choose from",
@@ -236,6 +236,7 @@ def from_graphs(
 def _graph_column(graphs: list[Any], values: Any, role: str) -> pd.Series:
     if isinstance(values, str):
         found = [getattr(graph, values, None) for graph in graphs]
+        found = [None if callable(value) else value for value in found]  # Data has methods such as `size`
         if all(value is None for value in found):
             raise InputError(f"{role} {values!r}", "is no attribute of the graphs", "Give N values instead.")
         values = found

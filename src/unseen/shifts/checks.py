@@ -40,8 +40,8 @@ def check_shift(shift: Shift) -> list[Finding]:
     if len(errors) == 1:
         raise InputError(errors[0].subject, errors[0].problem, errors[0].remedy)
     if errors:
-        listed = "\n".join(f"- {one}" for one in errors)
-        raise InputError(f"shift {shift.name!r}", f"has {len(errors)} problems:\n{listed}\nMend them", "")
+        listed = "".join(f"\n- {one}" for one in errors)
+        raise InputError(f"shift {shift.name!r}", f"has {len(errors)} problems", f"Mend each:{listed}")
     return findings
 
 
@@ -72,12 +72,14 @@ def _check_counts(shift: Shift) -> Iterator[Finding]:
         )
     if len(shift.classes) == 1:
         yield error("labels", f"there is only one class, {shift.classes[0]!r}", "Name another.")
-    elif len(shift) < 2 * len(shift.classes):
+        return
+    if len(shift) < 2 * len(shift.classes):
         yield error(
             "labels",
             f"there are {len(shift.classes)} classes in only {len(shift)} rows",
             "Every class needs at least two rows. Is the label column an identifier or a measured quantity?",
         )
+        return
     if len(shift.domains) > max(1, len(shift) / 2):
         yield error(
             "domains",
@@ -85,7 +87,9 @@ def _check_counts(shift: Shift) -> Iterator[Finding]:
             "Name a column with fewer values: a domain needs several rows.",
         )
         return
-    absent = counts == 0
+    for name in counts.columns[(counts == 0).all(axis=0)]:
+        yield error(f"class {name!r}", "has no example", "Leave its name out of the classes.")
+    absent = counts.loc[:, (counts > 0).any(axis=0)] == 0
     lacking = counts.index[absent.any(axis=1)]
     if len(lacking) > WARNED_ONE_BY_ONE:
         yield warning("domains", f"{len(lacking)} lack one or more classes: {some(list(lacking))}")
@@ -93,11 +97,11 @@ def _check_counts(shift: Shift) -> Iterator[Finding]:
         for domain in lacking:
             yield warning(
                 f"domain {domain!r}",
-                f"has no example of class {some(list(counts.columns[absent.loc[domain]]))}",
+                f"has no example of class {some(list(absent.columns[absent.loc[domain]]))}",
                 "What is learned about these classes comes from other domains only.",
             )
     if len(shift.domains) > 1:
-        alone = counts.columns[(~absent).sum(axis=0) == 1]
+        alone = absent.columns[(~absent).sum(axis=0) == 1]
         for name in alone[:WARNED_ONE_BY_ONE]:
             home = counts.index[~absent[name]][0]
             yield warning(
@@ -105,8 +109,6 @@ def _check_counts(shift: Shift) -> Iterator[Finding]:
                 f"occurs in domain {home!r} only",
                 "It cannot be learned when that domain is held out, and tells the domain where it is not.",
             )
-    for name in counts.columns[absent.all(axis=0)]:
-        yield error(f"class {name!r}", "has no example", "Leave its name out of the classes.")
 
 
 def _check_texts(texts: Sequence[str]) -> Iterator[Finding]:
@@ -132,7 +134,7 @@ def _check_arrays(inputs: Any, name: str = "x") -> Iterator[Finding]:
             f"has {len(places)} NaN or infinite value(s) in {rows} row(s), first at {places[0].tolist()}",
             "Impute or remove them.",
         )
-    elif values.ndim == 2 and values.shape[1] > 1:
+    elif name == "x" and values.ndim == 2 and values.shape[1] > 1:
         constant = (values == values[:1]).all(0).nonzero().squeeze(1).tolist()
         if constant:
             yield warning(f"array {name!r}", f"has {len(constant)} constant column(s): {some(constant)}")
@@ -151,17 +153,18 @@ def _check_images(images: Images, bad: dict[int, str]) -> Iterator[Finding]:
 
 def _check_copies(shift: Shift, rows: np.ndarray) -> Iterator[Finding]:
     """Equal inputs in different domains: what was trained on is met again in the unseen domain."""
-    codes, distinct = pd.factorize(_contents(shift, rows))
-    if len(distinct) <= len(rows) / 2:
-        return  # few possible inputs, as with a handful of categories: equal rows are no copies
-    seen = pd.DataFrame({"content": codes, "domain": shift.domain.numpy()[rows]})
+    domain = shift.domain.numpy()[rows]
+    seen = pd.DataFrame({"content": pd.factorize(_contents(shift, rows))[0], "domain": domain})
+    if seen.duplicated().sum() >= len(seen) / 2:
+        return  # equal rows are usual within a domain too, as with a handful of categories: no copies
     across = seen.groupby("content")["domain"].transform("nunique").to_numpy() > 1
     if across.any():
-        first = np.flatnonzero(codes == codes[across.argmax()])[:2]
-        named = some([shift.ids[rows[place]] if shift.ids is not None else rows[place] for place in first])
+        first = int(across.argmax())
+        twin = int(((seen["content"] == seen["content"][first]) & (domain != domain[first])).argmax())
+        named = [rows[place] if shift.ids is None else shift.ids[rows[place]] for place in (first, twin)]
         yield warning(
             "examples",
-            f"{across.sum()} of {len(rows)} have an exact copy in another domain (such as {named})",
+            f"{across.sum()} of {len(rows)} have an exact copy in another domain, such as {some(named)}",
             "Copies leak what is unseen into training and make results look better: keep each in one domain.",
         )
 

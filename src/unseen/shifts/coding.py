@@ -30,7 +30,7 @@ def encode(
     if names is not None:
         names = tuple(str(name) for name in names)
         if pd.api.types.is_integer_dtype(series):
-            return series.to_numpy(np.int64), names
+            return np.array(series, dtype=np.int64), names
     elif _is_continuous(found, len(series)):
         raise InputError(
             subject,

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -73,22 +73,30 @@ class Images(ABC):
 
         Raises `InputError` that names the image when one cannot be decoded.
         """
-        if not self.kept:
-            return self._decode(rows)
-        if self._pixels is None:
-            self._pixels = torch.empty(self.count, self.channels, *self.size, dtype=torch.uint8)
-        new = rows[~self._decoded[rows]].unique()
-        if len(new):
-            self._pixels[new] = self._decode(new)
-            self._decoded[new] = True
-        return self._pixels[rows]
+        pixels, bad = self._load(rows)
+        for row, why in bad.items():
+            raise InputError(
+                f"image {self.name(row)!r}",
+                why,
+                "Replace or remove it, or open the data with skip_bad=True to leave such images out.",
+            )
+        return pixels
+
+    def find_bad(self, rows: Sequence[int]) -> dict[int, str]:
+        """Rows that cannot be decoded, each with the reason. Decodes every given row."""
+        bad: dict[int, str] = {}
+        for chunk in torch.as_tensor(rows, dtype=torch.int64).split(256):
+            bad |= self._load(chunk)[1]
+        return bad
 
     def select(self, rows: Tensor) -> Self:
-        """The given rows only, still undecoded."""
+        """The given rows only."""
         chosen = copy.copy(self)
         chosen.__dict__.pop("fingerprint", None)  # a cached property of the larger set
         Images.__init__(chosen, len(rows), self.size, self.channels)
         chosen._select(rows.tolist())
+        if self._pixels is not None:
+            chosen._pixels, chosen._decoded = self._pixels[rows], self._decoded[rows]
         return chosen
 
     @abstractmethod
@@ -102,45 +110,37 @@ class Images(ABC):
         Images.__init__(other, self.count, size, channels)
         return other
 
-    def find_bad(self, rows: Iterable[int]) -> dict[int, str]:
-        """Rows that cannot be decoded, each with the reason. Decodes every given row."""
-
-        def check(row: int) -> str | None:
-            if self._decoded[row]:
-                return None
-            try:
-                self.take(torch.tensor([row]))
-            except InputError as error:
-                return error.problem
-            return None
-
-        rows = list(rows)
-        return {row: why for row, why in zip(rows, in_threads(check, rows), strict=True) if why}
-
     def content_hashes(self, rows: list[int]) -> list[bytes]:
         """A hash of each image's content: equal for exact copies."""
         pixels = (self.take(torch.tensor([row])).numpy().tobytes() for row in rows)
         return [hashlib.blake2b(p, digest_size=16).digest() for p in pixels]
 
-    def _decode(self, rows: Tensor) -> Tensor:
-        out = np.empty((len(rows), self.channels, *self.size), dtype=np.uint8)
+    def _load(self, rows: Tensor) -> tuple[Tensor, dict[int, str]]:
+        """Pixels, from memory where they are kept, and the rows that cannot be decoded, with the reason."""
+        if not self.kept:
+            return self._decode(rows)
+        if self._pixels is None:
+            self._pixels = torch.empty(self.count, self.channels, *self.size, dtype=torch.uint8)
+        new = rows[~self._decoded[rows]].unique()
+        bad: dict[int, str] = {}
+        if len(new):
+            self._pixels[new], bad = self._decode(new)
+            self._decoded[new] = True
+            self._decoded[list(bad)] = False
+        return self._pixels[rows], bad
+
+    def _decode(self, rows: Tensor) -> tuple[Tensor, dict[int, str]]:
+        out = np.zeros((len(rows), self.channels, *self.size), dtype=np.uint8)
+        bad: dict[int, str] = {}
 
         def fill(place: int, row: int) -> None:
             try:
                 out[place] = to_pixels(self.open(row), self.size, self.channels)
             except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-                raise InputError(
-                    f"image {self.name(row)!r}",
-                    f"cannot be decoded ({reason(error)})",
-                    "Replace or remove it, or open the data with skip_bad=True to leave such images out.",
-                ) from error
+                bad[row] = f"cannot be decoded ({reason(error)})"
 
-        places = rows.tolist()
-        if len(places) == 1:
-            fill(0, places[0])
-        else:
-            in_threads(fill, range(len(places)), places)
-        return torch.from_numpy(out)
+        in_threads(fill, range(len(rows)), rows.tolist())
+        return torch.from_numpy(out), dict(sorted(bad.items()))
 
 
 def in_threads(function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
@@ -183,6 +183,8 @@ def is_grey(image: Image.Image) -> bool:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) after the rotation that the EXIF data ask for."""
     width, height = image.size
+    if image.format == "PNG":  # Pillow would decode the whole file for data that few PNGs have
+        return height, width
     turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
     return (width, height) if turned else (height, width)
 

@@ -132,6 +132,8 @@ def _tells_label(values: pd.Series, codes: np.ndarray, distinct: int, shift: Shi
     classes = len(shift.classes)
     labels = shift.labels.numpy()
     rows = len(labels)
+    if classes > rows / 5:
+        return False
     if distinct <= rows / 5:  # at least five rows a value: predict its most frequent label
         table = np.bincount((codes + 1) * classes + labels, minlength=(distinct + 1) * classes)
         right = table.reshape(-1, classes).max(axis=1).sum()
