@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from unseen.shifts.corruptions.randomness import RandomStream
@@ -25,12 +26,17 @@ _PANES = (  # mean colour (red, green, blue) and contrast of the five published 
 @lru_cache(maxsize=8)
 def frost_panes(side: int) -> Tensor:
     """(5, 3, 2 side, 2 side) panes in [0, 1] to cut images of `side` pixels from; always the same five."""
-    stream = RandomStream(seed=0, ids=range(len(_PANES)))
-    pattern = 0.6 * _standardised(_needles(stream)) + 0.4 * _standardised(_cloud(stream))
-    pattern = F.interpolate(pattern, size=(2 * side, 2 * side), mode="bilinear", antialias=True)
+    pattern = F.interpolate(_drawing(), size=(2 * side, 2 * side), mode="bilinear", antialias=True)
     colours = torch.tensor([colour for colour, _ in _PANES])[:, :, None, None]
     contrasts = torch.tensor([contrast for _, contrast in _PANES])[:, None, None, None]
     return (colours + contrasts * _standardised(pattern)).clamp(0, 1)
+
+
+@lru_cache(maxsize=1)
+def _drawing() -> Tensor:
+    """(5, 1, 512, 512): the panes without colour. Takes half a second, once in a process."""
+    stream = RandomStream(seed=0, ids=range(len(_PANES)))
+    return 0.6 * _standardised(_needles(stream)) + 0.4 * _standardised(_cloud(stream))
 
 
 def _standardised(pattern: Tensor) -> Tensor:
@@ -38,7 +44,7 @@ def _standardised(pattern: Tensor) -> Tensor:
 
 
 def _cloud(stream: RandomStream) -> Tensor:
-    """Sum of noise at doubling frequencies and halving strengths, (B, 1, side, side)."""
+    """Sum of noise at doubling frequencies and halving strengths."""
     octaves = [
         F.interpolate(stream.normal(1, cells, cells), size=(_DRAWN, _DRAWN), mode="bicubic") * 4 / cells
         for cells in (4, 8, 16, 32, 64, 128)
@@ -46,18 +52,22 @@ def _cloud(stream: RandomStream) -> Tensor:
     return torch.stack(octaves).sum(0)
 
 
-def _needles(stream: RandomStream, crystals: int = 400, layers: int = 3) -> Tensor:
-    """Voronoi cells, each filled with streaks along a direction of its own, (B, 1, side, side)."""
+def _needles(stream: RandomStream, crystals: int = 400, layers: int = 2) -> Tensor:
+    """Voronoi cells, each filled with streaks along a direction of its own; two layers of them."""
     y, x = torch.meshgrid(torch.arange(_DRAWN), torch.arange(_DRAWN), indexing="ij")
-    pixels = torch.stack([x, y], -1).view(-1, 2).float()
     total = torch.zeros(len(stream.ids), 1, _DRAWN, _DRAWN)
     for _ in range(layers):
-        places = stream.uniform(crystals, 2, high=_DRAWN)
+        places = stream.integers(0, _DRAWN, crystals, 2)
         angles = stream.uniform(crystals, high=torch.pi)
         profiles = stream.normal(crystals, 64)  # brightness across the streaks of a cell
         for pane in range(len(total)):
-            cell = torch.cdist(pixels, places[pane]).argmin(1)
-            offset = pixels - places[pane, cell]
-            across = offset[:, 0] * angles[pane, cell].sin() - offset[:, 1] * angles[pane, cell].cos()
-            total[pane] += profiles[pane, cell, (across / 1.5).long() % 64].view(1, _DRAWN, _DRAWN)
+            crystal_at = torch.zeros(_DRAWN, _DRAWN, dtype=torch.int64)
+            crystal_at[tuple(places[pane].T)] = torch.arange(crystals)
+            free = torch.ones(_DRAWN, _DRAWN, dtype=torch.bool)
+            free[tuple(places[pane].T)] = False
+            nearest = ndimage.distance_transform_edt(free, return_distances=False, return_indices=True)
+            row, column = torch.from_numpy(nearest).long()
+            cell = crystal_at[row, column]
+            across = (x - column) * angles[pane, cell].sin() - (y - row) * angles[pane, cell].cos()
+            total[pane] += profiles[pane, cell, (across / 1.5).floor().long() % 64]
     return total
