@@ -126,7 +126,7 @@ def from_datasets(
             names = dict(enumerate(dataset.features[column].names))
             frame[column] = frame[column].map(names)  # a missing label (-1 or None) has no name
     if image is None:
-        roles = {"group": group, "time": time, "text": text, "features": features}
+        roles: dict[str, Any] = {"group": group, "time": time, "text": text, "features": features}
         return from_dataframe(frame, label, domain, **roles, skip_bad=skip_bad, name=name)
     table = from_dataframe(
         frame.assign(**{image: 0}), label, domain, group=group, time=time, features=[image], skip_bad=skip_bad

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from unseen.errors import InputError, UnseenWarning
 
@@ -15,9 +17,7 @@ SHOWN = 5
 """How many rows, columns or names a message lists."""
 
 
-def encode(
-    values: Any, subject: str, names: Sequence[str] | None = None
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def encode(values: Any, subject: str, names: Sequence[str] | None = None) -> tuple[Tensor, tuple[str, ...]]:
     """Numbers (N,) int64 and the names that they stand for, sorted as strings.
 
     values  N strings, booleans, integers, whole floats (1.0 is named "1") or dates, none of them missing
@@ -30,7 +30,7 @@ def encode(
     if names is not None:
         names = tuple(str(name) for name in names)
         if pd.api.types.is_integer_dtype(series):
-            return np.array(series, dtype=np.int64), names
+            return torch.from_numpy(np.array(series, dtype=np.int64)), names
     elif _is_continuous(found, len(series)):
         raise InputError(
             subject,
@@ -44,7 +44,8 @@ def encode(
     if unknown:
         raise InputError(subject, f"holds {unknown[0]!r}", f"The names given are: {', '.join(order)}.")
     number = {name: index for index, name in enumerate(order)}
-    return np.array([number[name] for name in written], dtype=np.int64)[codes], order
+    codes_of_found = torch.tensor([number[name] for name in written], dtype=torch.int64)
+    return codes_of_found[torch.from_numpy(codes)], order
 
 
 def _name(value: Any) -> str:

@@ -122,8 +122,8 @@ def open_image_folder(
         name=folder.resolve().name,
         kind="image",
         inputs=images,
-        labels=labels,
-        domain=domain,
+        labels=torch.from_numpy(labels),
+        domain=torch.from_numpy(domain),
         classes=tuple(classes),
         domains=tuple(domains),
         ids=images.names,
@@ -133,7 +133,9 @@ def open_image_folder(
 
 def _list_files(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Images at domain/class/..., other files that are not hidden, and class folders without an image."""
-    names, ignored, classes = [], [], set()
+    names: list[str] = []
+    ignored: list[str] = []
+    classes: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inner = Path(place).relative_to(folder)

@@ -89,8 +89,8 @@ def from_dataframe(
     if repeated:
         raise InputError(f"column {repeated[0]!r}", "occurs more than once", "Name every column once.")
     frame = frame.set_axis(columns, axis=1)
-    roles = {"label": label, "domain": domain, "group": group, "time": time, "text": text}
-    roles = {role: column for role, column in roles.items() if column is not None}
+    given = {"label": label, "domain": domain, "group": group, "time": time, "text": text}
+    roles = {role: column for role, column in given.items() if column is not None}
     features = [features] if isinstance(features, str) else features
     for role, column in [*roles.items(), *(("feature", column) for column in features or ())]:
         if column not in columns:
