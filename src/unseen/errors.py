@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UnseenError(Exception):
@@ -36,7 +37,9 @@ class MissingExtra(UnseenError, ImportError):
 
 
 class TrainingDiverged(UnseenError, ArithmeticError):
-    """The loss became NaN or infinite; the last good state has been kept."""
+    """The loss became NaN or infinite. `state` holds the best weights measured before, or None."""
+
+    state: Any = None
 
 
 class UnseenWarning(UserWarning):

@@ -195,8 +195,10 @@ class TablePreprocessing(Preprocessing):
         for column in self.columns:
             values = inputs[column["name"]]
             if column["type"] == "category":
-                text = values.astype(str).where(values.notna(), None)
-                parts.append(pd.get_dummies(pd.Categorical(text, column["categories"])).to_numpy(np.float32))
+                code = pd.Index(column["categories"]).get_indexer(
+                    values.astype(str).where(values.notna(), None)
+                )
+                parts.append((code[:, None] == np.arange(len(column["categories"]))).astype(np.float32))
                 continue
             numbers = _numbers(values, column["name"])
             if np.isinf(numbers).any():

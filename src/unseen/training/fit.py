@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from unseen.training.learner import Learner
 from unseen.training.predictor import Predictor
 
 Progress = Callable[[int, int], None]
+SECONDS_BETWEEN_CHECKPOINTS = 5
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,22 @@ def train(
     )
     path = Path(checkpoint) if checkpoint is not None else None
     if hardware.devices > 1:
-        return fabric.launch(_train, learner, data, seed, path, None)
+        # a partial, because Fabric would rewrite dataclasses among the arguments
+        result = fabric.launch(
+            functools.partial(_train_apart, learner=learner, data=data, seed=seed, path=path)
+        )
+        result.state = {name: torch.from_numpy(value) for name, value in result.state.items()}
+        return result
     return _train(fabric, learner, data, seed, path, progress)
+
+
+def _train_apart(
+    fabric: Any, learner: Learner, data: TrainingData, seed: int, path: Path | None
+) -> TrainingResult:
+    """`_train` in a process that ends afterwards: its tensors' shared memory would end with it, arrays don't."""
+    result = _train(fabric, learner, data, seed, path, None)
+    result.state = {name: value.numpy() for name, value in result.state.items()}  # type: ignore[misc]
+    return result
 
 
 def _train(
@@ -187,7 +203,7 @@ def _train(
             torch.manual_seed(derive_seed(seed, fabric.global_rank, step, 1))  # dropout
             loss = rule.step(wrapped, batch)
             if not torch.isfinite(loss.total):
-                raise _diverged(learner, loss, step, best["step"], checkpoint)
+                raise _diverged(learner, loss, step, best["step"], checkpoint, best["state"] or None)
 
             validation_loss = None
             if step in evaluations:
@@ -202,7 +218,11 @@ def _train(
                 evaluation_seconds += time.perf_counter() - started
             if average is not None:
                 average.observe(step, network, validation_loss)
-            if checkpoint is not None and step in evaluations and time.perf_counter() - last_saved > 5:
+            if (
+                checkpoint is not None
+                and step in evaluations
+                and time.perf_counter() - last_saved > SECONDS_BETWEEN_CHECKPOINTS
+            ):
                 _save_checkpoint(checkpoint, fabric, learner, data, seed, {
                     "step": step + 1, "system": system.state_dict(), "optimizer": optimizer.state_dict(),
                     "update": rule.state_dict(), "averaging": average.state_dict() if average else {},
@@ -280,17 +300,24 @@ def _log(loss: Loss, step: int) -> list[dict[str, Any]]:
 
 
 def _diverged(
-    learner: Learner, loss: Loss, step: int, kept: int, checkpoint: Path | None
+    learner: Learner,
+    loss: Loss,
+    step: int,
+    best: int,
+    checkpoint: Path | None,
+    state: StateDict | None = None,
 ) -> TrainingDiverged:
-    where = f" Kept: the state after step {kept + 1}" if kept >= 0 else " No state was good enough to keep"
-    where += f" ({checkpoint})." if checkpoint is not None and checkpoint.exists() else "."
+    kept = f" Kept: the best state, of step {best + 1}" if best >= 0 else " No state was measured before"
+    kept += f", and the checkpoint {checkpoint}." if checkpoint is not None and checkpoint.exists() else "."
     parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in loss.parts.items())
-    return TrainingDiverged(
+    error = TrainingDiverged(
         f"learner {learner.name!r}: the loss became {float(loss.total.detach())} at step {step + 1} of {learner.steps}"
         + (f" ({parts})" if parts else "")
         + f". Lower the learning rate ({learner.learning_rate:g}) or the penalty, or clip gradients."
-        + where
+        + kept
     )
+    error.state = state
+    return error
 
 
 def _identity(learner: Learner, data: TrainingData, seed: int) -> str:
@@ -310,10 +337,8 @@ def _save_checkpoint(
 def _load_checkpoint(path: Path, learner: Learner, data: TrainingData, seed: int) -> dict[str, Any]:
     try:
         saved = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"checkpoint {str(path)!r}", f"cannot be read ({error})", "Delete it to start anew."
-        ) from None
+    except Exception:  # the reader raises many kinds; their texts advise loading it unsafely
+        raise InputError(f"checkpoint {str(path)!r}", "cannot be read", "Delete it to start anew.") from None
     if saved.get("identity") != _identity(learner, data, seed):
         raise InputError(
             f"checkpoint {str(path)!r}",
