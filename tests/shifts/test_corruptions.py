@@ -13,6 +13,7 @@ from scipy import ndimage
 from unseen.errors import InputError
 from unseen.shifts import Shift
 from unseen.shifts.corruptions import CORRUPTIONS, corrupt, corruption_shift
+from unseen.shifts.corruptions.apply import _VALUES_AT_ONCE
 from unseen.shifts.corruptions.filters import gaussian_matrix, luminance, motion, zoom
 from unseen.shifts.corruptions.frost import frost_panes
 from unseen.shifts.corruptions.glass import shuffle_pixels
@@ -151,7 +152,7 @@ def test_the_global_random_state_is_neither_read_nor_changed():
 def test_pieces_of_a_large_batch_do_not_show(monkeypatch):
     images = photos(7, 16)
     whole = corrupt(images, "impulse_noise", 3)
-    monkeypatch.setattr("unseen.shifts.corruptions.apply._VALUES_AT_ONCE", 2 * images[0].numel())
+    monkeypatch.setitem(_VALUES_AT_ONCE, "cpu", 2 * images[0].numel())
     assert torch.equal(whole, corrupt(images, "impulse_noise", 3))
     assert corrupt(images[:0], "fog", 1).shape == (0, 3, 16, 16)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from unseen.shifts.corruptions.filters import motion, smooth, zoom
@@ -24,10 +25,13 @@ def defocus_blur(images: Tensor, stream: RandomStream, radius: float, alias: flo
     kernel = disk_kernel(radius, alias).to(images.device)
     margin = kernel.shape[0] // 2
     padded = F.pad(images, [margin] * 4, mode="reflect")
-    size = padded.shape[-2:]
-    # the kernel is symmetric, so convolution and correlation are the same
-    product = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, s=size)
-    return torch.fft.irfft2(product, s=size)[..., 2 * margin :, 2 * margin :]
+    # the kernel is symmetric, so convolution and correlation are the same; zeros up to a size that FFTs like
+    size = [next_fast_len(length, real=True) for length in padded.shape[-2:]]
+    product = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernel, s=size)
+    height, width = images.shape[-2:]
+    return torch.fft.irfft2(product, s=size)[
+        ..., 2 * margin : 2 * margin + height, 2 * margin : 2 * margin + width
+    ]
 
 
 def disk_kernel(radius: float, alias: float) -> Tensor:

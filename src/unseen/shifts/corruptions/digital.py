@@ -55,11 +55,11 @@ def change_saturation(images: Tensor, factor: float, offset: float) -> Tensor:
 
 def pixelate(images: Tensor, stream: RandomStream, scale: float) -> Tensor:
     """Shrink to `scale` and enlarge again, both with a box filter (Pillow's BOX, without its rounding)."""
-    rows, columns = (
-        (box_matrix(int(size * scale), size) @ box_matrix(size, int(size * scale))).to(images.device)
-        for size in images.shape[-2:]
-    )
-    return rows @ images @ columns.T
+    height, width = images.shape[-2:]
+    down = [box_matrix(size, int(size * scale)).to(images.device) for size in (height, width)]
+    up = [box_matrix(int(size * scale), size).argmax(1).to(images.device) for size in (height, width)]
+    small = down[0] @ images @ down[1].T
+    return small.index_select(2, up[0]).index_select(3, up[1])  # enlarging copies the nearest pixel
 
 
 def box_matrix(size: int, new: int) -> Tensor:
@@ -73,7 +73,7 @@ def box_matrix(size: int, new: int) -> Tensor:
 
 def jpeg_compression(images: Tensor, stream: RandomStream, quality: int) -> Tensor:
     """Through the real codec (Pillow), image by image on the CPU; float images are rounded to 8 bits first."""
-    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     decoded = []
     for image in pixels:
         file = io.BytesIO()

@@ -47,8 +47,7 @@ def shuffle_pixels(offsets: Tensor, height: int, width: int, reach: int, *, dupl
     duplicate  copy the partner (as published) instead of swapping with it
 
     Pixels are visited from the lower right to the upper left; each meeting sees the result of the ones before
-    it, so this is a plain loop over Python numbers, a hundred times
-    faster than on array views.
+    it, so this is a plain loop, over Python numbers: measured 30 times faster than over pixels of an array.
     """
     last = 1 if duplicate else 0  # the published partners never lie below or to the right by `reach`
     rows = torch.arange(height - reach - 1 + last, reach - 1 + last, -1)
