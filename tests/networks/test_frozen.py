@@ -73,32 +73,24 @@ def photographs() -> Shift:
     )
 
 
-def test_features_are_the_backbone_s_standardised_on_training_rows(photographs):
+def test_features_are_the_backbone_s_centred_and_scaled_on_training_rows(photographs):
     rows = torch.arange(0, 96, 2)
     frozen = FrozenBackbone.fit(photographs, rows, SPEC)
     features = frozen.encode(photographs.inputs)
     assert features.shape == (96, 1280) and frozen.shape == [1280] and features.dtype == torch.float32
     with torch.inference_mode():
         raw = backbone(SPEC)(photographs.inputs)
-    mean, deviation = raw[rows].mean(0), raw[rows].std(0, correction=0)
-    live = deviation > deviation.square().mean().sqrt() / 5
-    assert live.sum() > 100
-    torch.testing.assert_close(features[:, live], ((raw - mean) / deviation)[:, live], atol=1e-2, rtol=1e-2)
+    scale = (raw[rows] - raw[rows].mean(0)).square().mean().sqrt()
+    torch.testing.assert_close(features, (raw - raw[rows].mean(0)) / scale, atol=1e-3, rtol=1e-2)
     assert torch.isfinite(features).all()
 
 
-def test_a_feature_that_training_hardly_knows_cannot_explode(photographs, monkeypatch):
-    """One feature fires on a single image of the unseen domain, a hundred million times its training deviation."""
-
-    def encode(self, raw):
-        features = raw.float().flatten(1)[:, :1280].clone()
-        features[:, 7] = 1e-6 * features[:, 7] + 100.0 * (raw == photographs.inputs[-1]).flatten(1).all(1)
-        return features
-
-    monkeypatch.setattr(FrozenBackbone, "_encode", encode)
-    frozen = FrozenBackbone.fit(photographs, torch.arange(90), SPEC)
-    features = frozen.encode(photographs.inputs)
-    assert 1 < features[-1, 7] < 100 and features[:-1, 7].abs().max() < 1e-2
+def test_inputs_without_variation_stay_finite(photographs):
+    """Equal images: nothing to scale by."""
+    same = photographs.inputs[:1].expand(4, -1, -1, -1)
+    shift = Shift("same", "image", same, torch.tensor([0, 1, 0, 1]), torch.zeros(4), ("a", "b"), ("d",))
+    features = FrozenBackbone.fit(shift, torch.arange(4), SPEC).encode(same)
+    torch.testing.assert_close(features, torch.zeros(4, 1280), atol=1e-2, rtol=0)
 
 
 def test_encoding_again_is_no_forward_pass(photographs, calls, cache):
@@ -177,8 +169,7 @@ def test_texts(cache):
     features = frozen.encode(texts)
     assert features.shape == (len(texts), 384) and len(list(cache.glob("*.npy"))) == 1
     torch.testing.assert_close(features.mean(0), torch.zeros(384), atol=1e-4, rtol=0)
-    deviation = features.std(0, correction=0)
-    assert deviation.max() < 1.001 and deviation.median() > 0.999
+    torch.testing.assert_close(features.var(0, correction=0).mean(), torch.tensor(1.0), atol=1e-3, rtol=0)
 
 
 def test_learner_on_frozen_features_end_to_end(photographs, calls):

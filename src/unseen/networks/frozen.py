@@ -1,4 +1,4 @@
-"""A frozen pretrained backbone as preprocessing: raw inputs become standardised features, kept on disk."""
+"""A frozen pretrained backbone as preprocessing: raw inputs become centred and scaled features, kept on disk."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from unseen.shifts.shift import Shift
 
 
 class FrozenBackbone(Preprocessing):
-    """Features (N, D) of a pretrained backbone, standardised by their mean and deviation over training rows.
+    """Features (N, D) of a pretrained backbone, centred on training rows and divided by one number for all.
 
-    Deviations below a tenth of their root mean square over features count as that much.
+    That number is the root mean square of the features' deviations over training rows. A number for each feature
+    would blow up those that hardly fire in training but do in an unseen domain: on PACS (350 images a domain,
+    efficientnet-lite0 at 112 pixels, one seed) it cost 3.7 points of mean unseen accuracy (.517 against .554).
 
     Only its name, options and fingerprint are saved with a model, not its weights; loading the model builds the
     backbone again and raises `InputError` when its weights or input rule are others, `MissingExtra` when the package
@@ -33,7 +35,7 @@ class FrozenBackbone(Preprocessing):
         backbone: Spec | str | dict[str, Any],
         fingerprint: str,
         mean: list[float],
-        deviation: list[float],
+        scale: float,
         module: Backbone | None = None,
     ):
         self.spec, self.module = Spec.of(backbone), module or _build(Spec.of(backbone))
@@ -44,7 +46,7 @@ class FrozenBackbone(Preprocessing):
                 f"has fingerprint {found}, but the model was trained on {fingerprint}",
                 "Install the version of its weights that was used in training.",
             )
-        self.fingerprint, self.mean, self.deviation = fingerprint, mean, deviation
+        self.fingerprint, self.mean, self.scale = fingerprint, mean, scale
         self.shape = [self.module.features]
 
     @classmethod
@@ -55,7 +57,7 @@ class FrozenBackbone(Preprocessing):
         spec: Spec | str = "efficientnet-lite0",
         progress: Progress | None = None,
     ) -> Self:
-        """Encode all rows of `shift` (from the cache where it has them); standardise by the given rows.
+        """Encode all rows of `shift` (from the cache where it has them); centre and scale by the given rows.
 
         spec      name and options of a backbone, as for `backbone`
         progress  called as progress(rows done, rows)
@@ -69,24 +71,21 @@ class FrozenBackbone(Preprocessing):
                 "Choose a backbone for that kind of input, or none.",
             )
         features = fitted.features(shift.inputs, progress)[rows].double()
-        deviation = features.std(0, correction=0)
-        # Features after a ReLU may hardly fire in training. Divided by their own tiny deviation, they would drown
-        # all others in a domain where they do fire.
-        floor = 0.1 * float(deviation.square().mean().sqrt()) or 1.0
-        fitted.mean, fitted.deviation = features.mean(0).tolist(), deviation.clamp(min=floor).tolist()
+        fitted.mean = features.mean(0).tolist()
+        spread = float(features.var(0, correction=0).mean().sqrt())
+        size = float(features.square().mean().sqrt())
+        fitted.scale = spread if spread > 1e-5 * size else size or 1.0  # equal inputs differ by rounding only
         return fitted
 
     @classmethod
     def unscaled(cls, spec: Spec | str) -> Self:
-        """The backbone's own features, not standardised: what its own class head reads."""
+        """The backbone's own features, neither centred nor scaled: what its own class head reads."""
         module = _build(Spec.of(spec))
-        zeros, ones = [0.0] * module.features, [1.0] * module.features
-        return cls(spec, module.fingerprint, zeros, ones, module)
+        return cls(spec, module.fingerprint, [0.0] * module.features, 1.0, module)
 
     def encode(self, inputs: Any) -> Tensor:
-        """Standardised features, float (N, D), of N raw images or texts."""
-        mean, deviation = torch.tensor(self.mean), torch.tensor(self.deviation)
-        return (self.features(inputs) - mean) / deviation
+        """Centred and scaled features, float (N, D), of N raw images or texts."""
+        return (self.features(inputs) - torch.tensor(self.mean)) / self.scale
 
     def features(self, inputs: Any, progress: Progress | None = None) -> Tensor:
         """The backbone's own features, float (N, D). Sets of more than one batch are kept in the feature cache."""
@@ -98,7 +97,7 @@ class FrozenBackbone(Preprocessing):
             "backbone": self.spec.to_json(),
             "fingerprint": self.fingerprint,
             "mean": self.mean,
-            "deviation": self.deviation,
+            "scale": self.scale,
         }
 
     def _encode(self, raw: Any) -> Tensor:

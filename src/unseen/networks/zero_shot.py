@@ -99,7 +99,7 @@ def zero_shot_network(
 ) -> Network:
     """A network that classifies without training: on its own, or as the start of training.
 
-    preprocessing  a fitted `FrozenBackbone`: the network is linear on its standardised features, with the same
+    preprocessing  a fitted `FrozenBackbone`: the network is linear on what it encodes, with the same
                    parameters as network "linear". None: the network holds `backbone` and takes images that
                    `ImagePreprocessing` standardised, with the same parameters as network "pretrained".
     The rest as for `zero_shot_head`.
@@ -110,11 +110,9 @@ def zero_shot_network(
         network = Network(PretrainedFeaturizer(images), images.features, len(class_names))
         network.spec = Spec.make("pretrained", name=str(Spec.of(backbone)))
     else:
-        mean, deviation = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.deviation)
-        weight = (
-            head.weight.detach().cpu()
-        )  # standardised z = (f - mean) / deviation: fold both into the head
-        head.load_state_dict({"weight": weight * deviation, "bias": head.bias + weight @ mean})
+        weight = head.weight.detach()  # the network reads z = (f - mean) / scale: fold both into the head
+        mean = torch.tensor(preprocessing.mean)
+        head.load_state_dict({"weight": weight * preprocessing.scale, "bias": head.bias + weight @ mean})
         network = Network(nn.Flatten(), images.features, len(class_names))
         network.spec = Spec("linear")
     network.head.load_state_dict(head.state_dict())
