@@ -28,9 +28,14 @@ def take(inputs: Any, rows: Tensor) -> Any:
         return inputs.iloc[rows.numpy()]
     if isinstance(inputs, dict):
         return {key: take(value, rows) for key, value in inputs.items()}
-    if hasattr(inputs, "take"):  # image files, decoded when asked for
+    if is_lazy(inputs):
         return inputs.take(rows)
     return [inputs[row] for row in rows.tolist()]
+
+
+def is_lazy(inputs: Any) -> bool:
+    """Whether inputs are read when asked for (image files): they have `take(rows)` and `select(rows)`."""
+    return not isinstance(inputs, (Tensor, np.ndarray, pd.DataFrame)) and hasattr(inputs, "take")
 
 
 @dataclass
@@ -114,7 +119,7 @@ class Shift:
         numpy_rows = rows.numpy()
         return replace(
             self,
-            inputs=self.take(rows),
+            inputs=self.inputs.select(rows) if is_lazy(self.inputs) else self.take(rows),
             labels=self.labels[rows],
             domain=self.domain[rows],
             ids=None if self.ids is None else [self.ids[row] for row in rows.tolist()],

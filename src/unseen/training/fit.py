@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -142,22 +143,27 @@ def train(
     )
     path = Path(checkpoint) if checkpoint is not None else None
     if hardware.devices > 1:
-        # a partial, because Fabric would rewrite dataclasses among the arguments
-        result = fabric.launch(
-            functools.partial(_train_apart, learner=learner, data=data, seed=seed, path=path)
-        )
-        result.state = {name: torch.from_numpy(value) for name, value in result.state.items()}
-        return result
+        return _train_apart(fabric, learner, data, seed, path)
     return _train(fabric, learner, data, seed, path, progress)
 
 
 def _train_apart(
-    fabric: Any, learner: Learner, data: TrainingData, seed: int, path: Path | None
+    fabric: Any, learner: Learner, data: TrainingData, seed: int, checkpoint: Path | None
 ) -> TrainingResult:
-    """`_train` in a process that ends afterwards: its tensors' shared memory would end with it, arrays don't."""
-    result = _train(fabric, learner, data, seed, path, None)
-    result.state = {name: value.numpy() for name, value in result.state.items()}  # type: ignore[misc]
-    return result
+    """`_train` in processes of its own, one a device; the result comes back through a file (Fabric's queue
+    would block on a state larger than a pipe holds)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result"
+        # a partial, because Fabric would rewrite dataclasses among the arguments
+        options = {"learner": learner, "data": data, "seed": seed, "checkpoint": checkpoint, "path": path}
+        fabric.launch(functools.partial(_train_and_write, **options))
+        return TrainingResult(**torch.load(path, weights_only=True))
+
+
+def _train_and_write(fabric: Any, path: Path, **options: Any) -> None:
+    result = _train(fabric, progress=None, **options)
+    if fabric.is_global_zero:
+        torch.save(vars(result), path)
 
 
 def _train(
@@ -201,6 +207,8 @@ def _train(
             generator = torch.Generator().manual_seed(derive_seed(seed, fabric.global_rank, step))
             batch = system.objective.prepare(batch, generator)
             torch.manual_seed(derive_seed(seed, fabric.global_rank, step, 1))  # dropout
+            if system.objective.resets_optimizer_at(step):
+                rule.reset()
             loss = rule.step(wrapped, batch)
             if not torch.isfinite(loss.total):
                 raise _diverged(learner, loss, step, best["step"], checkpoint, best["state"] or None)
