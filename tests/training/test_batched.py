@@ -51,6 +51,7 @@ def _assert_same(runs: list[Run], tolerance: float = 1e-4) -> list[TrainingResul
         expected = _alone(run)
         if isinstance(expected, TrainingDiverged):
             assert str(found) == str(expected)
+            assert (found.state is None) == (expected.state is None)
             continue
         assert isinstance(found, TrainingResult)
         assert list(found.state) == list(expected.state)

@@ -67,7 +67,7 @@ def train_program(runs: list[Run], device: torch.device) -> list[Outcome]:
         if objectives[0].resets_optimizer_at(step):
             rule.reset()
         parts = rule.step(system, batch).parts
-        _note_diverged(runs, records, parts, step)
+        _note_diverged(runs, records, parts, step, best)
         losses: list[float] | None = None
         if step in evaluations:
             started = time.perf_counter()
@@ -110,14 +110,17 @@ def _loss_of(parts: Mapping[str, Tensor], index: int) -> Loss:
     return Loss(own.pop("total"), own)
 
 
-def _note_diverged(runs: list[Run], records: list[_Record], parts: Mapping[str, Tensor], step: int) -> None:
+def _note_diverged(
+    runs: list[Run], records: list[_Record], parts: Mapping[str, Tensor], step: int, best: StateDict
+) -> None:
     finite = torch.isfinite(parts["total"])
     if finite.all():
         return
     for index in (~finite).nonzero().flatten().tolist():
-        run, record = runs[index], records[index]
+        run, record, loss = runs[index], records[index], _loss_of(parts, index)
         if record.outcome is None:
-            record.outcome = _diverged(run.learner, _loss_of(parts, index), step, record.best_step, None)
+            state = {n: v[index].clone() for n, v in best.items()} if record.best_step >= 0 else None
+            record.outcome = _diverged(run.learner, loss, step, record.best_step, None, state)
 
 
 def _record(

@@ -86,7 +86,7 @@ class StackedSystem:
         numbers: Mapping[str, Sequence[Number]],
         device: torch.device | str = "cpu",
     ):
-        self.streams = streams
+        self.streams, self.runs = streams, len(systems)
         self.template = copy.deepcopy(systems[0]).to(device)
         self.parameters = {
             name: torch.stack(values).to(device).requires_grad_()
@@ -109,14 +109,19 @@ class StackedSystem:
                 loss = functional_call(self.template, state, (replace(shared, **examples),))
             return {"total": loss.total, **loss.parts}
 
-        def by_stream(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: value.unflatten(0, (self.streams, -1)) for name, value in tensors.items()}
-
-        state = by_stream({**self.parameters, **self.buffers})
+        state = {**self.parameters, **self.buffers}
         with _FastWhenStacked():
-            parts = vmap(vmap(one, (0, 0, None)))(state, by_stream(self.numbers), given)
+            if self.streams == self.runs:
+                parts = vmap(one)(state, self.numbers, given)
+            else:
+                parts = vmap(vmap(one, (0, 0, None)))(
+                    self._by_stream(state), self._by_stream(self.numbers), given
+                )
         parts = {name: value.flatten() for name, value in parts.items()}
         return Loss(parts["total"].sum(), parts)
+
+    def _by_stream(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.unflatten(0, (self.streams, -1)) for name, value in tensors.items()}
 
     def network_state(self) -> dict[str, Tensor]:
         """State of the networks alone, (R, ...) each: what averaging and evaluation see."""

@@ -1,0 +1,79 @@
+"""A study as one program against `training.train` one by one: CPU time of a run's step, side by side.
+
+Run `python benchmarks/batched.py [threads]`. CPU time of the process, because wall time on a shared machine
+says little; with several threads, wall time. Both sides alternate, and the least of the rounds counts.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import torch
+
+from unseen.shifts.arrays import from_arrays
+from unseen.training import Learner, train
+from unseen.training.batched import Run, can_batch, train_many
+from unseen.training.data import TrainingData
+
+STEPS, CLASSES, DOMAINS, ROUNDS, TARGET = 300, 5, 4, 2, 20.0
+
+
+def study(
+    inputs: int, network: str, rates: int, seeds: int, objective: str = "erm", steps: int = STEPS
+) -> list[Run]:
+    """Learning rates x held-out domains x seeds, on 1200 examples of 3 training domains, batch 3 x 32."""
+    generator = torch.Generator().manual_seed(0)
+    labels, domain = torch.arange(1200) % CLASSES, torch.arange(1200) // CLASSES % DOMAINS
+    centres = torch.randn(CLASSES, inputs, generator=generator) / inputs**0.5
+    x = torch.randn(1200, inputs, generator=generator) + 2 * centres[labels]
+    shift = from_arrays(x, labels, domain)
+    data = [TrainingData(shift.split(name)) for name in shift.domains]
+    learner = Learner(objective=objective, network=network, steps=steps)
+    learners = [learner.replace(learning_rate=1e-3 * 1.5**index) for index in range(rates)]
+    return [Run(one, held, seed) for one in learners for held in data for seed in range(seeds)]
+
+
+def run() -> list[dict[str, Any]]:
+    """One row a study: microseconds of a run's step together (`value`) and one by one (`reference`)."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    rows = []
+    for what, inputs, network, rates, seeds, objective in (
+        ("linear 64, 60 runs, 15 seeds", 64, "linear", 1, 15, "erm"),
+        ("linear 64, 60 runs, 5 rates x 3 seeds", 64, "linear", 5, 3, "erm"),
+        ("linear 64, 600 runs, 10 rates x 15 seeds", 64, "linear", 10, 15, "erm"),
+        ("linear 64, 200 runs, 10 rates x 5 seeds, groupdro", 64, "linear", 10, 5, "groupdro"),
+        ("linear 1280, 60 runs, 15 seeds", 1280, "linear", 1, 15, "erm"),
+        ("linear 1280, 200 runs, 10 rates x 5 seeds", 1280, "linear", 10, 5, "erm"),
+        ("mlp 64-64-64, 60 runs, 5 rates x 3 seeds", 64, "mlp(width=64)", 5, 3, "erm"),
+    ):
+        runs = study(inputs, network, rates, seeds, objective)
+        assert can_batch(runs[0].learner, runs[0].data) is None
+        together, alone = [], []
+        for _ in range(ROUNDS):
+            began = clock()
+            train_many(runs)
+            middle = clock()
+            for one in runs[:: len(runs) // 5]:
+                train(one.learner, one.data, seed=one.seed)
+            together.append((middle - began) / len(runs) / STEPS * 1e6)
+            alone.append((clock() - middle) / len(runs[:: len(runs) // 5]) / STEPS * 1e6)
+        value, reference = min(together), min(alone)
+        rows.append(
+            {
+                "what": what,
+                "value": round(value, 1),
+                "unit": "us per run and step",
+                "reference": round(reference, 1),
+                "ratio": round(reference / value, 1),
+                "target": TARGET,
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+    for row in run():
+        print(row, flush=True)
