@@ -78,8 +78,8 @@ def confidence_optimal_transport(
     random subset drawn with `seed`.
     """
     target = as_probabilities("target_probabilities", target_probabilities)
-    labels = as_numbers("source_labels", source_labels)
-    labels = as_labels("source_labels", labels, len(labels), target.shape[1])
+    examples = len(as_numbers("source_labels", source_labels))
+    labels = as_labels("source_labels", source_labels, examples, target.shape[1])
     chosen = _subset(len(target), max_examples, seed)
     return _share(_assigned_probability(target[chosen], labels).mean())
 
