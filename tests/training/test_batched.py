@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from unseen.errors import TrainingDiverged
+from unseen.errors import InputError, TrainingDiverged
 from unseen.networks import Network
 from unseen.objectives import Loss, Objective
 from unseen.registry import networks, objectives
+from unseen.shifts import Shift
 from unseen.shifts.arrays import from_arrays
 from unseen.shifts.sampling import DomainSampler
 from unseen.training import Learner, train
@@ -16,13 +17,14 @@ from unseen.training.batched import Run, can_batch, group_runs, train_many
 from unseen.training.data import TrainingData
 from unseen.training.examples import rows_ahead
 from unseen.training.fit import TrainingResult
-from unseen.training.stacked import StackedBatch, StackedOptimizer, numbers, with_numbers
+from unseen.training.numbers import numbers, with_numbers
+from unseen.training.stacked import StackedBatch, StackedOptimizer
 from unseen.updates import UpdateRule
 
 SMALL = Learner(network="mlp(width=16)", steps=30, batch_size=8, evaluations=5, learning_rate=1e-2)
 
 
-def _data(unseen: str, group: bool = False) -> TrainingData:
+def _data(unseen: str) -> TrainingData:
     """Three classes in four domains that differ in place and in scale."""
     generator = torch.Generator().manual_seed(0)
     labels, domain = torch.arange(240) % 3, torch.arange(240) // 3 % 4
@@ -112,6 +114,13 @@ def test_penalty_weights_may_differ_within_a_program(data: list[TrainingData]) -
     assert (results[0].state["head.weight"] - results[2].state["head.weight"]).abs().max() > 2e-2
 
 
+def test_the_optimizer_is_reset_where_a_penalty_sets_in(data: list[TrainingData]) -> None:
+    specs = [f"vrex(penalty_weight={w},warmup_steps=15,warmup_weight=1.0)" for w in (1.0, 5.0, 20.0)]
+    runs = _grid([SMALL.replace(objective=spec) for spec in specs], data)
+    assert sorted(len(group) for group in group_runs(runs)) == [4, 8]  # at equal weights nothing is reset
+    _assert_same(runs, tolerance=1e-3)
+
+
 def test_numbers_that_code_branches_on_are_shared_by_a_program(data: list[TrainingData]) -> None:
     learners = [SMALL.replace(objective=f"dann(warmup_steps={steps})") for steps in (5, 10)]
     runs = _grid(learners, data)
@@ -176,6 +185,32 @@ def test_what_cannot_be_stacked_says_why_and_is_trained_alone(data: list[Trainin
     shift = from_arrays(images, torch.arange(48) % 2, torch.arange(48) // 2 % 3)
     assert "convolutions" in can_batch(Learner(network="cnn", steps=2), TrainingData(shift.split("0")))
     assert can_batch(Learner(network="linear", steps=2), TrainingData(shift.split("0"))) is None
+
+
+def test_graphs_and_groups_are_stacked_too() -> None:
+    generator = torch.Generator().manual_seed(0)
+    count = 60
+    mask = (torch.rand(count, 5, generator=generator) < 0.8).float()
+    mask[:, 0] = 1
+    adjacency = (torch.rand(count, 5, 5, generator=generator) < 0.4).float()
+    nodes = torch.randn(count, 5, 3, generator=generator) * mask.unsqueeze(-1)
+    inputs = {"nodes": nodes, "mask": mask, "adjacency": adjacency * mask[:, None] * mask[:, :, None]}
+    shift = Shift(
+        "graphs", "graph", inputs, torch.arange(count) % 2, torch.arange(count) // 2 % 3, ("a", "b"),
+        ("0", "1", "2"), group=torch.arange(count) % 5 % 2, groups=("x", "y"),
+    )  # fmt: skip
+    learner = Learner(network="gcn(width=8)", steps=6, batch_size=4, evaluations=2)
+    data = [TrainingData(shift.split(name)) for name in ("0", "1")]
+    assert can_batch(learner, data[0]) is None
+    _assert_same(_grid([learner], data))
+
+
+def test_a_run_with_a_wrong_setting_fails_as_it_does_alone() -> None:
+    data = TrainingData(_data("0").split.shift.split(["0", "1", "2"]))
+    learner = SMALL.replace(objective="groupdro")
+    assert "training domains" in can_batch(learner, data)
+    with pytest.raises(InputError, match="training domains"):
+        train_many([Run(learner, data), Run(learner, data, 1)])
 
 
 class _NormalisedNetwork(Network):

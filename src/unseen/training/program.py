@@ -27,7 +27,8 @@ from unseen.training.fit import (
     validation_score,
 )
 from unseen.training.grouping import Run, stream
-from unseen.training.stacked import StackedOptimizer, StackedSystem, numbers
+from unseen.training.numbers import numbers
+from unseen.training.stacked import StackedOptimizer, StackedSystem
 
 Outcome = TrainingResult | TrainingDiverged
 
