@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unseen.reports.notation import adjusted, bounds, count, p_value, percent, points
+from unseen.reports.notation import adjusted, bounds, count, listed, p_value, percent, points
 from unseen.studies.results import Results
 
 SIGNIFICANT = 0.05
@@ -137,14 +137,17 @@ def _certainty(results: Results, comparisons: tuple[Against, ...]) -> str:
     worse = [c.other for c in comparisons if c.clear and c.difference < 0]
     if worse:
         return (
-            f"{', '.join(worse)} did better on the unseen examples, but choosing by their labels would be peeking; "
+            f"{listed(worse)} did better on the unseen examples, but choosing by their labels would be peeking; "
             f"{results.rule} selection points here."
         )
     if len(unclear) == len(comparisons):
         several = "either of the others" if len(unclear) == 2 else "any of the others"
         return f"It is not distinguishable from {unclear[0] if len(unclear) == 1 else several} by these data."
     if unclear:
-        return f"It is not distinguishable from {', '.join(unclear)} by these data, and better than the rest."
+        which = (
+            listed(unclear) if len(unclear) <= 3 else f"{len(unclear)} of {len(comparisons)} other learners"
+        )
+        return f"It is not distinguishable from {which} by these data, and better than the rest."
     return f"It is better than {'the other' if len(comparisons) == 1 else 'every other'} learner compared."
 
 

@@ -81,10 +81,11 @@ def _contents(results: Results, shift: Shift | None, detector: str) -> dict[str,
         "headline": headline(results),
         "average": _average(results, method),
         "pitfalls": results.pitfalls(),
-        "category": "group" if results.group is not None else "class",
+        "category": results.category,
         "accuracy_figure": _accuracy_figure(results),
         "domain_figure": _domain_figure(results),
         "matrix": _matrix(results),
+        "judged": {m: _judged(results, m) for m in results.methods},
         "rows": results.table.to_dict("records"),
         "open_rows": OPEN_ROWS,
         "estimates": _estimates(results),
@@ -121,13 +122,19 @@ def _by_score(results: Results) -> list[str]:
     return sorted(results.methods, key=lambda m: -results.average_accuracy(m).estimate)
 
 
+def _judged(results: Results, method: str) -> int:
+    """On how many unseen domains a learner was judged: fewer than all when runs failed."""
+    return sum(results.has(method, domain) for domain in results.unseen_domains)
+
+
 def _accuracy_figure(results: Results) -> str:
-    rows = []
+    rows, domains = [], len(results.unseen_domains)
     for method in _by_score(results):
+        judged = _judged(results, method)
         unseen_accuracy = results.average_accuracy(method)
         rows.append(
             plots.Dots(
-                method,
+                method if judged == domains else f"{method} ({judged} of {domains})",
                 _id_interval(results, method),
                 (unseen_accuracy.estimate, unseen_accuracy.low, unseen_accuracy.high),
                 method == results.choice.method,

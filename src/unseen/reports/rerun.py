@@ -37,10 +37,12 @@ def python_snippet(results: Results) -> str:
 
 
 def _learner_code(values: dict[str, Any]) -> str:
-    """`Learner(...)` with what differs from the defaults."""
+    """`Learner(...)` with its objective and what else differs from the defaults."""
     learner, default = Learner.from_json(values), Learner()
     changed = {
-        name: getattr(learner, name) for name in values if getattr(learner, name) != getattr(default, name)
+        name: getattr(learner, name)
+        for name in values
+        if name == "objective" or getattr(learner, name) != getattr(default, name)
     }
     specs = ("objective", "update", "averaging", "network", "backbone")
     shown = [f"{k}={str(v)!r}" if k in specs and v is not None else f"{k}={v!r}" for k, v in changed.items()]

@@ -73,6 +73,11 @@ class Results:
         """Whether the selection rule looked at labels of unseen domains."""
         return PEEKS[self.rule]
 
+    @property
+    def category(self) -> str:
+        """What `worst` in the table is the worst of: "group", or "class" where the data name no groups."""
+        return "class" if self.group is None else "group"
+
     @cached_property
     def failed(self) -> pd.DataFrame:
         """Cells that failed: method, unseen, seed, error."""
