@@ -41,8 +41,8 @@ class StackedExamples:
         self._x = _joined([one.preprocessing.finish(_to(one.stored, device)) for one in distinct])
         shifts = [one.split.shift for one in distinct]
         self._y = torch.cat([shift.labels for shift in shifts]).to(device)
-        grouped = all(shift.group is not None for shift in shifts)
-        self._group = torch.cat([shift.group for shift in shifts]).to(device) if grouped else None
+        groups = [shift.group for shift in shifts if shift.group is not None]
+        self._group = torch.cat(groups).to(device) if groups else None
         first_rows = dict(zip(map(id, distinct), _starts([len(shift) for shift in shifts]), strict=True))
         self._offset = torch.tensor([first_rows[id(one)] for one in data])
         self._first_row = first_rows

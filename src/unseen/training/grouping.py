@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from unseen.averaging import has_batch_statistics
 from unseen.objectives import Objective
 from unseen.registry import objectives
-from unseen.shifts.batch import map_tensors
 from unseen.training.data import TrainingData
 from unseen.training.fit import TrainingSystem
 from unseen.training.learner import Learner
@@ -100,12 +99,13 @@ class Size:
     @classmethod
     def of(cls, system: TrainingSystem, run: Run) -> Size:
         batch = run.learner.batch_size * len(run.data.split.train_domains)
-        coordinates: list[int] = []
-        map_tensors(lambda tensor: coordinates.append(tensor[:1].numel()), run.data.stored)
+        stored = run.data.stored
+        tensors = stored.values() if isinstance(stored, dict) else [stored]
+        coordinates = sum(tensor[:1].numel() for tensor in tensors)
         widths = sum(m.out_features for m in system.modules() if isinstance(m, nn.Linear))
         weights = sum(p.numel() for p in system.parameters())
         kept = 10  # weights, gradients, moments, scratch, the best and the averaged ones
-        return cls(4 * batch * sum(coordinates), 4 * (kept * weights + 4 * batch * widths))
+        return cls(4 * batch * coordinates, 4 * (kept * weights + 4 * batch * widths))
 
 
 def cut(runs: Sequence[Run], size: Size) -> list[list[int]]:

@@ -33,7 +33,7 @@ class StackedBatch(Batch):
     def of(cls, batches: Sequence[Batch]) -> StackedBatch:
         """Batches of equal size and with the same domains, one a stream."""
         first = batches[0]
-        optional = {
+        optional: dict[str, Any] = {
             name: torch.stack([getattr(batch, name) for batch in batches])
             for name in ("ids", "group", "weight")
             if getattr(first, name) is not None
@@ -57,7 +57,7 @@ class StackedBatch(Batch):
         y, ids, group, weight = self.y[index], own(self.ids), own(self.group), own(self.weight)
         return Batch(x, y, self.domain, self.domains, ids, group, weight, self.step, self.repeat)
 
-    def take(self, index: Tensor) -> StackedBatch:
+    def take(self, index: Tensor) -> Batch:
         """The examples that `index` (positions or a mask over B) names, of every stream."""
         return self.map(lambda tensor: tensor[index] if tensor is self.domain else tensor[:, index])
 
@@ -146,7 +146,9 @@ class StackedOptimizer:
 
     def __init__(self, kind: str, parameters: list[Tensor], learning_rate: Tensor, weight_decay: Tensor):
         self.kind = kind
-        self.param_groups = [{"params": parameters, "lr": learning_rate, "weight_decay": weight_decay}]
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": parameters, "lr": learning_rate, "weight_decay": weight_decay}
+        ]
         self.state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
         self._decays = bool((weight_decay > 0).any())
 
@@ -218,7 +220,7 @@ class _Linear(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Any) -> Any:
         x_dim, weight_dim, bias_dim = in_dims
         if weight_dim is None and bias_dim is None:
-            return _Linear.apply(x.movedim(x_dim, 0), weight, bias), 0
+            return _Linear.apply(x.movedim(x_dim, 0), weight, bias), 0  # type: ignore[arg-type]
         runs = info.batch_size
         weight = weight.expand(runs, *weight.shape) if weight_dim is None else weight.movedim(weight_dim, 0)
         if bias is not None:
