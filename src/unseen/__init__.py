@@ -12,7 +12,7 @@ _PUBLIC = {
     "Batch": "unseen.shifts",
     "Shift": "unseen.shifts",
     "Split": "unseen.shifts",
-    "open_shift": "unseen.shifts.opening",
+    "open_shift": "unseen.shifts",
     "Network": "unseen.networks",
     "Bank": "unseen.networks",
     "Objective": "unseen.objectives",

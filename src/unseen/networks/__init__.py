@@ -2,5 +2,6 @@
 
 from unseen.networks.bank import Bank
 from unseen.networks.base import Network, build_network
+from unseen.networks.frozen import FrozenBackbone
 
-__all__ = ["Bank", "Network", "build_network"]
+__all__ = ["Bank", "FrozenBackbone", "Network", "build_network"]

@@ -9,7 +9,7 @@ _PUBLIC = {
     "Results": "results",
     "Store": "store",
     "Study": "study",
-    "execute": "execute",
+    "execute": "execution",
     "train_for_deployment": "deploy",
 }
 __all__ = list(_PUBLIC)

@@ -14,7 +14,7 @@ import torch
 import unseen
 from unseen.errors import InputError
 from unseen.shifts import Shift
-from unseen.studies.execute import Engine, Progress, execute
+from unseen.studies.execution import Engine, Progress, execute
 from unseen.studies.plan import Plan
 from unseen.studies.results import Results
 from unseen.studies.store import Store
