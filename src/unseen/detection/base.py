@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,11 @@ class Detector(nn.Module):
 
     Subclasses store hyperparameters in `__init__`, keep what they learn as buffers, and define `fit(bank)`
     (in-distribution training outputs; returns self) and `score(bank)` (N float32, higher = more familiar).
+    A score that reads `bank.logits` or `bank.head` sets `needs_logits`: features alone are not enough for it.
+    `unseen.testing.check_detector` checks all this.
     """
+
+    needs_logits: ClassVar[bool] = False
 
     def fit(self, bank: Bank) -> Self:
         """Learn from in-distribution outputs; detectors that learn nothing return themselves."""
@@ -36,9 +40,19 @@ class Detector(nn.Module):
         self.keep(**state)
         return self
 
+    def require_fitted(self) -> None:
+        """Raise when a detector that learns something has learnt nothing yet."""
+        if not self._buffers:
+            raise InputError(f"detector {type(self).__name__}", "is not fitted", "Call fit(bank) first.")
+
 
 def require_finite(features: Tensor, what: str) -> Tensor:
-    """The features themselves; raises when some are NaN or infinite, naming how many and where."""
+    """The features themselves; raises when some are NaN or infinite, naming how many and where.
+
+    An exported graph cannot raise: there, they pass, and a score of NaN is below every threshold.
+    """
+    if torch.compiler.is_exporting():
+        return features
     bad = ~torch.isfinite(features).all(-1)
     if bad.any():
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 from torch import Tensor, nn
@@ -31,7 +32,11 @@ class Familiarity(nn.Module):
         return cls(spec, detector, threshold_at_coverage(detector.score(validation), coverage), coverage)
 
     def score(self, bank: Bank) -> Tensor:
-        return self.detector.score(bank)
+        """(N,) float32 on the bank's device, wherever the detector itself has been moved to."""
+        own = next(self.detector.buffers(), bank.logits).device
+        layers = {name: value.to(own) for name, value in bank.layers.items()}
+        moved = replace(bank, features=bank.features.to(own), logits=bank.logits.to(own), layers=layers)
+        return self.detector.score(moved).to(bank.logits.device)
 
     def accepts(self, bank: Bank) -> Tensor:
         """(N,) bool."""

@@ -19,8 +19,13 @@ def class_statistics(features: Tensor, labels: Tensor, classes: int) -> tuple[Te
     One Gram matrix serves both covariances: the within-class scatter is the total scatter minus the scatter
     of the class means. Features are centred first, so that the subtraction loses no digits.
     """
-    member = torch.nn.functional.one_hot(labels, classes).double()
-    counts = member.sum(0)
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise InputError(
+            "detector's training outputs",
+            f"have labels from {int(labels.min())} to {int(labels.max())}, but logits of {classes} classes",
+            f"Number the classes from 0 to {classes - 1}.",
+        )
+    counts = torch.bincount(labels, minlength=classes).double()
     if (counts == 0).any():
         missing = (counts == 0).nonzero().squeeze(1).tolist()
         raise InputError(
@@ -28,9 +33,10 @@ def class_statistics(features: Tensor, labels: Tensor, classes: int) -> tuple[Te
             f"lack class number(s) {missing}",
             "Fit on examples of every class.",
         )
-    centre = features.double().mean(0)
-    centred = features.double() - centre
-    means = (member / counts).T @ centred
+    centred = features.double()
+    centre = centred.mean(0)
+    centred = centred - centre
+    means = torch.zeros_like(centred[:1]).expand(classes, -1).index_add(0, labels, centred) / counts[:, None]
     total = centred.T @ centred
     within = total - means.T @ (means * counts[:, None])
     return means + centre, within / len(features), total / len(features)
@@ -38,14 +44,19 @@ def class_statistics(features: Tensor, labels: Tensor, classes: int) -> tuple[Te
 
 def whitening(covariance: Tensor, shrinkage: float) -> Tensor:
     """W (D, D) with W' (covariance + shrinkage * mean variance * I) W = I: distances become Euclidean."""
-    size = len(covariance)
     ridge = shrinkage * covariance.diagonal().mean().clamp(min=1e-12)
-    values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(size, dtype=covariance.dtype))
+    values, vectors = torch.linalg.eigh(covariance + torch.diag(ridge.expand(len(covariance))))
     return vectors * values.clamp(min=ridge).rsqrt()
 
 
 def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
-    """(N, C) squared Euclidean distances by one matrix product."""
+    """(N, C) squared Euclidean distances by one matrix product, in float64 (where the device has it).
+
+    Classes that a network tells apart well are far apart in units of their spread: float32 would lose the
+    distance to the nearest among the squares of those to the origin.
+    """
+    precise = torch.float32 if points.device.type == "mps" else torch.float64
+    points, centres = points.to(precise), centres.to(precise)
     cross = points @ centres.T
     return (points.square().sum(1, keepdim=True) - 2 * cross + centres.square().sum(1)).clamp(min=0)
 
@@ -72,8 +83,9 @@ class Mahalanobis(Detector):
         return self
 
     def score(self, bank: Bank) -> Tensor:
+        self.require_fitted()
         points = (require_finite(bank.features, "features").float() - self.centre) @ self.transform
-        return -squared_distances(points, self.means).amin(1)
+        return -squared_distances(points, self.means).amin(1).float()
 
 
 @detectors.register(
@@ -101,9 +113,11 @@ class RelativeMahalanobis(Detector):
         return self
 
     def score(self, bank: Bank) -> Tensor:
+        self.require_fitted()
         centred = require_finite(bank.features, "features").float() - self.centre
         to_class = squared_distances(centred @ self.transform, self.means).amin(1)
-        return (centred @ self.background).square().sum(1) - to_class
+        to_all = (centred @ self.background).to(to_class.dtype).square().sum(1)
+        return (to_all - to_class).float()
 
 
 def _labels(bank: Bank) -> Tensor:

@@ -16,7 +16,8 @@ from unseen.registry import detectors
 def kth_similarity(queries: Tensor, bank: Tensor, k: int, block: int = 4096) -> Tensor:
     """(N,) k-th largest inner product of each query with the rows of `bank` (M, D); memory is one block."""
     found = []
-    for part in queries.split(block):
+    # an exported graph takes any number of queries, but a loop over them would fix how many blocks there are
+    for part in [queries] if torch.compiler.is_exporting() else queries.split(block):
         best: Tensor | None = None
         for rows in bank.split(4 * block):
             similar = (part @ rows.T).topk(min(k, len(rows)), dim=1).values
@@ -26,7 +27,7 @@ def kth_similarity(queries: Tensor, bank: Tensor, k: int, block: int = 4096) -> 
                 else torch.cat([best, similar], 1).topk(min(k, best.shape[1] + similar.shape[1]), 1).values
             )
         found.append(best[:, -1])
-    return torch.cat(found) if found else queries.new_zeros(0)
+    return torch.cat(found)
 
 
 @detectors.register(
@@ -47,6 +48,8 @@ class NearestNeighbours(Detector):
 
     def fit(self, bank: Bank) -> Self:
         features = require_finite(bank.features, "features").float()
+        if len(features) == 0:
+            raise InputError("detector's training outputs", "are empty", "Fit on at least one example.")
         if self.k is not None and not 1 <= self.k <= len(features):
             raise InputError(
                 "k", f"is {self.k} with {len(features)} training features", "Choose k within the bank."
@@ -57,6 +60,7 @@ class NearestNeighbours(Detector):
         return self
 
     def score(self, bank: Bank) -> Tensor:
+        self.require_fitted()
         queries = torch.nn.functional.normalize(require_finite(bank.features, "features").float(), dim=1)
         k = self.k or min(50, max(1, len(self.bank) // 100))
         similarity = kth_similarity(queries, self.bank, min(k, len(self.bank)))

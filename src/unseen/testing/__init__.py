@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from unseen.testing.averaging import check_averaging
 from unseen.testing.contract import ContractError, ContractReport
+from unseen.testing.detectors import check_detector
 from unseen.testing.objectives import check_objective
 from unseen.testing.updates import check_update
 
@@ -20,7 +21,16 @@ CHECKS: dict[str, Callable[..., ContractReport]] = {
     "objectives": check_objective,
     "updates": check_update,
     "averaging": check_averaging,
+    "detectors": check_detector,
 }
 """The check of each kind, under the names of `unseen.registry.REGISTRIES`; the tests run all of them."""
 
-__all__ = ["CHECKS", "ContractError", "ContractReport", "check_averaging", "check_objective", "check_update"]
+__all__ = [
+    "CHECKS",
+    "ContractError",
+    "ContractReport",
+    "check_averaging",
+    "check_detector",
+    "check_objective",
+    "check_update",
+]
