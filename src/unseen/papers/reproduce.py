@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sqlite3
@@ -15,8 +16,8 @@ from typing import Any
 import pandas as pd
 
 import unseen
-from unseen.errors import InputError
-from unseen.papers.base import Judgement, Reproduction, Scale, verdict
+from unseen.errors import InputError, nearest
+from unseen.papers.base import Judgement, Reproduction, Row, Scale, verdict
 from unseen.registry import papers
 
 Report = Callable[[str, int, int], None]
@@ -101,6 +102,7 @@ def reproduce(
                     report(f"{unit}, seed {seed}", done, len(work))
                 began = time.perf_counter()
                 rows = reproduction.measure(unit, seed, scale)
+                _check(name, reproduction, rows)
                 kept.add(unit, seed, rows, time.perf_counter() - began)
         if report is not None:
             report("done", len(work), len(work))
@@ -111,15 +113,33 @@ def reproduce(
 
 def record(outcome: Outcome, folder: str | Path) -> Path:
     """Write NN-name.json and NN-name.svg; returns the JSON's path."""
+    from matplotlib import rc_context
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{outcome.reproduction.card.number:02d}-{outcome.name}"
     figure = outcome.reproduction.plot(outcome.table)
-    figure.savefig(folder / f"{stem}.svg", bbox_inches="tight", metadata={"Date": None})
-    temporary = folder / f".{stem}.json"
-    temporary.write_text(json.dumps(outcome.to_json(), indent=1) + "\n")
-    os.replace(temporary, folder / f"{stem}.json")
+    plot, text = folder / f".{stem}.svg", folder / f".{stem}.json"
+    with rc_context({"svg.hashsalt": stem}):  # the same outcome gives the same file
+        figure.savefig(plot, bbox_inches="tight", metadata={"Date": None})
+    text.write_text(json.dumps(outcome.to_json(), indent=1) + "\n", encoding="utf-8")
+    for temporary in (plot, text):
+        os.replace(temporary, folder / temporary.name.removeprefix("."))
     return folder / f"{stem}.json"
+
+
+def _check(name: str, reproduction: Reproduction, rows: list[Row]) -> None:
+    """Refuse rows that no claim or table could show, before they are kept."""
+    declared = {condition.name for condition in reproduction.conditions}
+    for row in rows:
+        for kind, value, known in (
+            ("condition", row.condition, declared),
+            ("metric", row.metric, reproduction.metrics),
+        ):
+            if value not in known:
+                raise InputError(f"{kind} {value!r} of {name}", "is not declared", nearest(value, known))
+        if math.isnan(row.value):
+            raise InputError(f"{row.metric!r} of {row.condition!r} of {name}", "is NaN", "Measure a number.")
 
 
 class _Measurements:
@@ -142,7 +162,7 @@ class _Measurements:
         found = self._connection.execute("select 1 from units where unit = ? and seed = ?", (unit, seed))
         return found.fetchone() is not None
 
-    def add(self, unit: str, seed: int, rows: list[Any], seconds: float) -> None:
+    def add(self, unit: str, seed: int, rows: list[Row], seconds: float) -> None:
         with self._connection:
             self._connection.executemany(
                 "insert into rows values (?, ?, ?, ?, ?)", [(unit, seed, *row) for row in rows]
