@@ -65,11 +65,10 @@ def headline(results: Results) -> Headline:
     rows = results.table[results.table.method == choice.method]
     average, domains = rows.iloc[-1], rows.iloc[:-1]
     one = len(domains) == 1
-    where = f"On {domains.iloc[0].domain}, which it has not seen" if one else "On domains it has not seen"
     over = "" if one else f"averaged over {len(domains)} domains, "
     interval = bounds(average.low, average.high)
     expectation = (
-        f"{where}: accuracy {percent(average.accuracy)} "
+        f"{_where(results)}: accuracy {percent(average.accuracy)} "
         f"({f'95% interval {interval}; ' if interval else ''}{over}{count(int(average.seeds), 'seed')}, "
         f"{int(average.n):,} examples), against {percent(average.id_accuracy)} on held-back examples of its "
         "training domains."
@@ -93,6 +92,19 @@ def headline(results: Results) -> Headline:
         low=float(average.low),
         high=float(average.high),
     )
+
+
+def _where(results: Results) -> str:
+    """What was unseen, as the start of a sentence."""
+    names, after = results.asked[0], results.plan["after"]
+    if after is not None:
+        held_out = (
+            f", and on {listed(names)}, which it has not seen" if len(results.asked) == 1 and names else ""
+        )
+        return f"On what is later than {after}{held_out}"
+    if len(results.unseen_domains) == 1:
+        return f"On {results.unseen_domains[0]}, which it has not seen"
+    return "On domains it has not seen"
 
 
 def baseline(results: Results) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,56 +16,91 @@ from unseen.studies.results import Results
 
 MOST_ROWS = 24
 """With more than this, only the chosen learner is shown domain by domain."""
-NARROW = 90
-"""Columns of a terminal below which the ID accuracy and the calibration error are left to the report."""
+SHORTEST_NAME = 8
+
+
+@dataclass(frozen=True)
+class Column:
+    """`cell` writes a row; `width` is what it takes beside a name; narrower terminals leave the column out."""
+
+    title: str
+    cell: Callable[[dict[str, Any]], str]
+    width: int
+    justify: Literal["left", "right"] = "right"
+    least_terminal: int = 0
 
 
 def print_summary(results: Results, console: Console) -> None:
     """Print accuracy with its interval, gap, worst group and calibration error by unseen domain and learner.
 
-    The learner to deploy is marked with an arrow. Raises InputError when no run has finished.
+    The learner to deploy is marked with an arrow. Long names are cut, and below 90 columns less is shown.
+    Raises InputError when no run has finished.
     """
-    method = results.choice.method
-    rows = _rows(results)
-    narrow = console.width < NARROW
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title, justify in (
-        ("unseen domain", "left"),
-        ("  learner", "left"),
-        ("accuracy", "right"),
-        ("95 %", "left"),
-        *(() if narrow else (("ID", "right"),)),
-        ("gap", "right"),
-        (f"worst {results.category}", "left"),
-        *(() if narrow else (("calibration\nerror", "right"),)),
-    ):
-        table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    names = [(row["domain"], row["method"], row["worst_name"]) for row in rows]
-    room = _fitted(
-        [max(map(len, column)) for column in zip(*names, strict=True)], console.width - _numbers(narrow)
-    )
-    previous = None
-    for row, shown in zip(rows, names, strict=True):
-        domain, learner, worst = (escape(shortened(n, size)) for n, size in zip(shown, room, strict=True))
-        chosen = row["method"] == method
-        cells = [
-            "" if row["domain"] == previous else domain,
-            ("[bold green]→[/] " if chosen else "  ") + learner,
-            percent(row["accuracy"]),
-            bounds(row["low"], row["high"]),
-            *([] if narrow else [percent(row["id_accuracy"])]),
-            points(row["gap"]),
-            f"{percent(row['worst'])} {worst} (n={row['worst_n']})",
-            *([] if narrow else [decimal(row["calibration_error"])]),
-        ]
-        table.add_row(*cells, style="bold" if chosen else "")
-        previous = row["domain"]
     console.print()
-    console.print(table)
+    console.print(_table(results, console.width))
     if len(results.table) > MOST_ROWS:
         console.print("[dim]Other learners by domain: see the report.[/]")
     console.print()
     console.print(_sentences(results))
+
+
+def _table(results: Results, width: int) -> Table:
+    chosen = results.choice.method
+    columns = [column for column in _columns(results) if width >= column.least_terminal]
+    rows = _rows(results)
+    names = ["domain", "method", *(["worst_name"] if any("worst" in c.title for c in columns) else [])]
+    room = width - sum(c.width for c in columns) - 2 * (len(columns) - 1)
+    lengths = _fitted([max(len(row[name]) for row in rows) for name in names], room)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column.title, justify=column.justify, no_wrap=True)
+    previous = None
+    for row in rows:
+        short = {name: shortened(row[name], length) for name, length in zip(names, lengths, strict=True)}
+        shown = {**row, **short, "arrow": "→ " if row["method"] == chosen else "  "}
+        if row["domain"] == previous:
+            shown["domain"] = ""
+        style = "bold" if row["method"] == chosen else ""
+        table.add_row(*(escape(column.cell(shown)) for column in columns), style=style)
+        previous = row["domain"]
+    return table
+
+
+def _columns(results: Results) -> tuple[Column, ...]:
+    worst = f"worst {results.category}"
+    return (
+        Column("unseen domain", lambda r: r["domain"], 0, "left"),
+        Column("  learner", lambda r: r["arrow"] + r["method"], 2, "left"),
+        Column("accuracy", lambda r: percent(r["accuracy"]), 8),
+        Column("95 %", lambda r: bounds(r["low"], r["high"]), 10, "left"),
+        Column("ID", lambda r: percent(r["id_accuracy"]), 6, least_terminal=90),
+        Column("gap", lambda r: points(r["gap"]), 6),
+        Column(
+            worst,
+            lambda r: f"{percent(r['worst'])} {r['worst_name']} (n={r['worst_n']})",
+            16,
+            "left",
+            least_terminal=75,
+        ),
+        Column("calibration\nerror", lambda r: decimal(r["calibration_error"]), 11, least_terminal=90),
+    )
+
+
+def _rows(results: Results) -> list[dict[str, Any]]:
+    """Rows of the table, by domain and then learner; the average last, and only if it averages anything."""
+    several = len(results.unseen_domains) > 1
+    rows = [row for row in results.table.to_dict("records") if several or row["domain"] != "average"]
+    if len(rows) > MOST_ROWS:
+        rows = [row for row in rows if row["domain"] == "average" or row["method"] == results.choice.method]
+    order = [*results.unseen_domains, "average"]
+    return sorted(rows, key=lambda row: order.index(row["domain"]))
+
+
+def _fitted(lengths: list[int], room: int) -> list[int]:
+    """The lengths with the longest cut down until they fit, none below `SHORTEST_NAME`."""
+    while sum(lengths) > room and max(lengths) > SHORTEST_NAME:
+        lengths[lengths.index(max(lengths))] -= 1
+    return lengths
 
 
 def _sentences(results: Results) -> Table:
@@ -79,25 +116,3 @@ def _sentences(results: Results) -> Table:
     for note in results.pitfalls():
         below.add_row("[yellow]note[/]", escape(note))
     return below
-
-
-def _rows(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table, by domain and then learner; the average last, and only if it averages anything."""
-    several = len(results.unseen_domains) > 1
-    rows = [row for row in results.table.to_dict("records") if several or row["domain"] != "average"]
-    if len(rows) > MOST_ROWS:
-        rows = [row for row in rows if row["domain"] == "average" or row["method"] == results.choice.method]
-    order = [*results.unseen_domains, "average"]
-    return sorted(rows, key=lambda row: order.index(row["domain"]))
-
-
-def _numbers(narrow: bool) -> int:
-    """Columns that everything but the three names takes: accuracy, interval, gap, worst, n, and the space between."""
-    return 8 + 10 + 6 + 18 + 2 + 5 * 2 + (0 if narrow else 6 + 11 + 2 * 2)
-
-
-def _fitted(lengths: list[int], room: int) -> list[int]:
-    """The lengths with the longest cut down until they fit, none below 8."""
-    while sum(lengths) > room and max(lengths) > 8:
-        lengths[lengths.index(max(lengths))] -= 1
-    return lengths
