@@ -13,6 +13,10 @@ from unseen.networks import Bank
 from unseen.registry import detectors
 
 
+BLOCK = 4096
+"""Rows that are held in float64 at a time."""
+
+
 def class_statistics(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Class means (C, D), tied covariance (D, D) and total covariance (D, D), all float64.
 
@@ -33,11 +37,16 @@ def class_statistics(features: Tensor, labels: Tensor, classes: int) -> tuple[Te
             f"lack class number(s) {missing}",
             "Fit on examples of every class.",
         )
-    centred = features.double()
-    centre = centred.mean(0)
-    centred = centred - centre
-    means = torch.zeros_like(centred[:1]).expand(classes, -1).index_add(0, labels, centred) / counts[:, None]
-    total = centred.T @ centred
+    size = features.shape[1]
+    sums = features.new_zeros(classes, size, dtype=torch.float64)
+    for rows, numbers in zip(features.split(BLOCK), labels.split(BLOCK), strict=True):
+        sums.index_add_(0, numbers, rows.double())
+    centre = sums.sum(0) / len(features)
+    means = sums / counts[:, None] - centre
+    total = sums.new_zeros(size, size)
+    for rows in features.split(BLOCK):
+        centred = rows.double() - centre
+        total.addmm_(centred.T, centred)
     within = total - means.T @ (means * counts[:, None])
     return means + centre, within / len(features), total / len(features)
 

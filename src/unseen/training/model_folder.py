@@ -24,33 +24,40 @@ from unseen.training.model_card import model_card
 from unseen.training.predictor import Predictor
 
 FORMAT = 1
+_ENTRIES = ("network", "preprocessing", "classes", "familiarity", "training", "weights_sha256")
 WEIGHTS, DESCRIPTION, CARD = "weights.safetensors", "model.json", "README.md"
 
 
 def save(predictor: Predictor, folder: str | Path) -> Path:
-    """Write `folder` as a whole or not at all; an older model folder there is replaced."""
+    """Write `folder` as a whole or not at all; an older model folder there is replaced.
+
+    Raises `InputError` when it cannot be written, or holds anything but a model: that would be lost.
+    """
     folder = Path(folder)
-    if folder.exists() and not (folder / DESCRIPTION).is_file():
-        raise InputError(f"folder {str(folder)!r}", "exists and holds no model", "Choose another folder.")
+    _require_replaceable(folder)
+    temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise InputError(f"folder {str(folder)!r}", f"cannot be written ({error.strerror})") from None
-    try:
-        _write(predictor, temporary)
-        temporary.chmod(0o755)
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        _write(predictor, new)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / "model")
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
-    except OSError as error:
-        raise InputError(f"folder {str(folder)!r}", f"cannot be written ({error.strerror})") from None
+            os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        problem = f"cannot be written ({getattr(error, 'strerror', None) or error})"
+        raise InputError(
+            f"folder {str(folder)!r}", problem, "Choose a place with room and write access."
+        ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -63,7 +70,14 @@ def load(folder: str | Path) -> Predictor:
     classes = tuple(description["classes"])
     with torch.random.fork_rng():
         network = build_network(Spec.of(description["network"]), preprocessing.shape, len(classes))
-    network.load_state_dict(_part(weights, "network."))
+    try:
+        network.load_state_dict(_part(weights, "network."))
+    except RuntimeError as error:
+        raise InputError(
+            f"model folder {str(folder)!r}",
+            f"has weights that do not fit network {network.spec} ({str(error).splitlines()[-1].strip()})",
+            f"{DESCRIPTION} was changed: restore it from a backup.",
+        ) from None
     predictor = Predictor(network, preprocessing, classes, facts=description["training"])
     stored = description["familiarity"]
     if stored is not None:
@@ -71,6 +85,21 @@ def load(folder: str | Path) -> Predictor:
         detector = detectors.build(spec).restore(_part(weights, "detector."))
         predictor.familiarity = Familiarity(spec, detector, stored["threshold"], stored["coverage"])
     return predictor.eval()
+
+
+def _require_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        return
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else None
+    if found is None or (found and DESCRIPTION not in found):
+        raise InputError(f"folder {str(folder)!r}", "exists and holds no model", "Choose another folder.")
+    others = sorted(found - {WEIGHTS, DESCRIPTION, CARD})
+    if others:
+        raise InputError(
+            f"folder {str(folder)!r}",
+            f"holds more than a model ({', '.join(map(repr, others[:5]))}), which saving would delete",
+            "Choose another folder, or move them away.",
+        )
 
 
 def _write(predictor: Predictor, folder: Path) -> None:
@@ -95,8 +124,9 @@ def _write(predictor: Predictor, folder: Path) -> None:
         "training": predictor.facts,
         "weights_sha256": _hash(folder / WEIGHTS),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
-    (folder / CARD).write_text(model_card(description))
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+    (folder / CARD).write_text(model_card(description), encoding="utf-8")
+    shutil.copymode(folder / CARD, folder / WEIGHTS)  # safetensors makes files that only their owner can read
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -108,8 +138,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
             "Give the folder that `unseen run` wrote as model/.",
         )
     try:
-        description = json.loads(path.read_text())
-        version = description["format"]
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version = int(description["format"])
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"file {str(path)!r}", "is not a model description", "Restore it from a backup."
@@ -120,6 +150,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"has format {version} ({description.get('library')}); this version reads up to {FORMAT}",
             "Upgrade: pip install -U unseen.",
         )
+    lacking = [name for name in _ENTRIES if name not in description]
+    if lacking:
+        raise InputError(f"file {str(path)!r}", f"lacks {', '.join(lacking)}", "Restore it from a backup.")
     return description
 
 

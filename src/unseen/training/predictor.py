@@ -36,6 +36,7 @@ class Predictor(nn.Module):
         self.network, self.preprocessing, self.classes = network, preprocessing, tuple(classes)
         self.facts, self.history = facts or {}, history or []
         self.familiarity: Familiarity | None = None
+        self.eval()
 
     @property
     def device(self) -> torch.device:
