@@ -1,0 +1,1 @@
+"""What a study or a reproduction found, for people: HTML, terminal, Markdown."""

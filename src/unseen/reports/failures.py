@@ -105,7 +105,7 @@ def _array(array: np.ndarray) -> dict[str, Any]:
         array = array[None]
     if array.ndim == 3 and array.shape[0] in (1, 3) and min(array.shape[1:]) >= 4:
         low, high = float(array.min()), float(array.max())
-        return {"image": _png(np.uint8(255 * (array - low) / ((high - low) or 1.0)))}
+        return {"image": _png((255 * (array - low) / ((high - low) or 1.0)).astype(np.uint8))}
     flat = array.ravel()
     numbers = ", ".join(f"{value:.3g}" for value in flat[:MOST_COLUMNS])
     return {"text": numbers + (f", … ({flat.size} values)" if flat.size > MOST_COLUMNS else "")}

@@ -68,7 +68,7 @@ def shortened(text: str, length: int) -> str:
 def adjusted(comparisons: dict[str, Comparison]) -> dict[str, float]:
     """p-values by name, adjusted by Holm for being several; NaN stays NaN."""
     tested = [name for name, c in comparisons.items() if not math.isnan(c.p_value)]
-    values = holm(np.array([comparisons[name].p_value for name in tested])) if tested else []
+    values = holm(np.array([comparisons[name].p_value for name in tested])) if tested else np.empty(0)
     return {name: math.nan for name in comparisons} | {
         name: float(value) for name, value in zip(tested, values, strict=True)
     }

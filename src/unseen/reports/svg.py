@@ -25,7 +25,7 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", SURFACE: "--surfac
     colour: f"--series-{i}" for i, colour in enumerate(SERIES, 1)
 }
 _PIXELS_PER_INCH = 72  # matplotlib's SVG unit is the point; the page shows one as a CSS pixel
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names may hold dollar signs
     "font.size": 12,
