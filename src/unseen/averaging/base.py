@@ -17,6 +17,10 @@ class Averaging:
     Only floating-point entries are averaged; others (counters) are taken from the last network seen.
     """
 
+    elementwise = False
+    """Whether each number is averaged by itself, whatever the others and the validation loss are: then many
+    runs can be averaged as one stack."""
+
     def setup(self, *, steps: int) -> None:
         """Called once before training with the planned number of updates."""
 

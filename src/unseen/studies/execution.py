@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import cloudpickle
 import torch
 
 from unseen.errors import InputError, MissingExtra, TrainingDiverged, UnseenError
-from unseen.registry import REGISTRIES, Spec, load_plugin, plugins
+from unseen.registry import REGISTRIES, load_plugin, plugins
 from unseen.shifts import Shift
 from unseen.studies.evaluate import evaluate
 from unseen.studies.plan import Cell, Plan
@@ -67,21 +64,21 @@ Finished = list[tuple[Cell, CellResult]]
 def _results(
     cells: list[Cell], plan: Plan, engine: Engine, workers: int | None, hardware: Hardware
 ) -> Iterator[Finished]:
-    rest = cells
+    rest, data = cells, _Data(plan.shift)
     if engine in ("auto", "batched"):
-        together, rest = _separate(cells, plan.shift, hardware)
+        together, rest = _separate(cells, data, hardware)
         if engine == "batched" and rest:
-            why = can_batch(rest[0].learner, _data(plan.shift, rest[0]))
+            why = can_batch(rest[0].learner, data.of(rest[0]))
             raise InputError(
                 f"learner {rest[0].method!r}", f"cannot be trained in a batch: {why}", "Use --engine auto."
             )
-        yield from _batched(together, plan, hardware)
+        yield from _batched(together, data, plan.detectors, hardware)
     workers = min(workers or os.cpu_count() or 1, max(1, len(rest)))
     if engine == "ray":
         yield from _on_ray(rest, plan, workers, hardware)
     elif engine == "serial" or workers == 1 or len(rest) <= 1:
         for cell in rest:
-            yield [(cell, run_cell(cell, plan.shift, plan.detectors, hardware))]
+            yield [(cell, run_cell(cell, data, plan.detectors, hardware))]
     else:
         yield from _on_processes(rest, plan, workers, hardware)
 
@@ -89,11 +86,11 @@ def _results(
 # One cell ------------------------------------------------------------------------------------------------
 
 
-def run_cell(cell: Cell, shift: Shift, detectors: tuple[str, ...], hardware: Hardware) -> CellResult:
+def run_cell(cell: Cell, data_of: _Data, detectors: tuple[str, ...], hardware: Hardware) -> CellResult:
     """Train and judge one cell. A failure of the method is a result (its message), not an exception."""
     began = time.perf_counter()
     try:
-        data = _data(shift, cell)
+        data = data_of.of(cell)
         trained = train(cell.learner, data, seed=cell.seed, hardware=hardware)
         return _judged(cell, data, trained, detectors, time.perf_counter() - began)
     except UnseenError as error:
@@ -109,46 +106,45 @@ def _judged(
     return CellResult(cell.key, [*trained.history, *records], arrays, trained.facts, seconds)
 
 
-def _data(shift: Shift, cell: Cell) -> TrainingData:
-    return _cached_data(
-        _Same(shift), cell.unseen, cell.after, cell.validation, cell.seed, cell.learner.backbone
-    )
+class _Data:
+    """Encoded splits of a shift, each made once: cells that differ in the learner alone share them."""
 
+    def __init__(self, shift: Shift, most: int | None = None):
+        self.shift, self.most = shift, most
+        self._made: dict[Any, TrainingData] = {}
 
-@dataclass(frozen=True)
-class _Same:
-    """A shift as a cache key: equal when it is the same object."""
-
-    shift: Shift
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.shift is self.shift
-
-    def __hash__(self) -> int:
-        return id(self.shift)
-
-
-@lru_cache(maxsize=32)
-def _cached_data(
-    same: _Same, unseen: tuple[str, ...], after: Any, validation: float, seed: int, backbone: Spec | None
-) -> TrainingData:
-    return TrainingData(same.shift.split(unseen, after=after, validation=validation, seed=seed), backbone)
+    def of(self, cell: Cell) -> TrainingData:
+        key = (cell.unseen, cell.after, cell.validation, cell.seed, cell.learner.backbone)
+        if key not in self._made:
+            if self.most is not None and len(self._made) >= self.most:
+                self._made.pop(next(iter(self._made)))
+            split = self.shift.split(
+                cell.unseen, after=cell.after, validation=cell.validation, seed=cell.seed
+            )
+            self._made[key] = TrainingData(split, cell.learner.backbone)
+        return self._made[key]
 
 
 # Many cells as one program -------------------------------------------------------------------------------
 
 
-def _separate(cells: list[Cell], shift: Shift, hardware: Hardware) -> tuple[list[Cell], list[Cell]]:
+def _separate(cells: list[Cell], data: _Data, hardware: Hardware) -> tuple[list[Cell], list[Cell]]:
+    """Cells that can be trained together, and the others; one cell a method and number of domains is asked."""
+    fits: dict[Any, bool] = {}
     together: list[Cell] = []
     rest: list[Cell] = []
     for cell in cells:
-        fits = hardware == Hardware() and can_batch(cell.learner, _data(shift, cell)) is None
-        (together if fits else rest).append(cell)
+        kind = (cell.method, cell.learner.network, cell.learner.backbone, len(cell.unseen))
+        if kind not in fits:
+            fits[kind] = hardware == Hardware() and can_batch(cell.learner, data.of(cell)) is None
+        (together if fits[kind] else rest).append(cell)
     return together, rest
 
 
-def _batched(cells: list[Cell], plan: Plan, hardware: Hardware) -> Iterator[Finished]:
-    runs = [Run(cell.learner, _data(plan.shift, cell), cell.seed) for cell in cells]
+def _batched(
+    cells: list[Cell], data: _Data, detectors: tuple[str, ...], hardware: Hardware
+) -> Iterator[Finished]:
+    runs = [Run(cell.learner, data.of(cell), cell.seed) for cell in cells]
     cell_of = {id(run): cell for run, cell in zip(runs, cells, strict=True)}
     for group in group_runs(runs):
         began = time.perf_counter()
@@ -161,7 +157,7 @@ def _batched(cells: list[Cell], plan: Plan, hardware: Hardware) -> Iterator[Fini
                 finished.append((cell, CellResult(cell.key, error=str(trained), seconds=share)))
                 continue
             try:
-                finished.append((cell, _judged(cell, run.data, trained, plan.detectors, share)))
+                finished.append((cell, _judged(cell, run.data, trained, detectors, share)))
             except UnseenError as error:
                 finished.append((cell, CellResult(cell.key, error=str(error), seconds=share)))
         yield finished
@@ -185,11 +181,11 @@ def _start_worker(shift: Shift, payload: bytes) -> None:
         load_plugin(path)
     for kind, entries in external.items():
         REGISTRIES[kind].adopt(entries)
-    _worker.update(shift=shift, detectors=detectors, hardware=hardware)
+    _worker.update(data=_Data(shift, most=4), detectors=detectors, hardware=hardware)
 
 
 def _run_in_worker(cell: Cell) -> CellResult:
-    return run_cell(cell, _worker["shift"], _worker["detectors"], _worker["hardware"])
+    return run_cell(cell, _worker["data"], _worker["detectors"], _worker["hardware"])
 
 
 def _on_processes(cells: list[Cell], plan: Plan, workers: int, hardware: Hardware) -> Iterator[Finished]:
@@ -228,7 +224,8 @@ def _on_ray(cells: list[Cell], plan: Plan, workers: int, hardware: Hardware) -> 
 
         @ray.remote(num_cpus=1, num_gpus=hardware.devices if hardware.accelerator in ("gpu", "cuda") else 0)
         def run(cell: Cell, shift: Shift) -> CellResult:
-            _start_worker(shift, payload)
+            if not _worker:  # Ray keeps processes for several tasks
+                _start_worker(shift, payload)
             return _run_in_worker(cell)
 
         futures = {run.remote(cell, shift): cell for cell in cells}
@@ -246,31 +243,44 @@ def _on_ray(cells: list[Cell], plan: Plan, workers: int, hardware: Hardware) -> 
 
 
 def estimate_seconds(plan: Plan, store: Store, workers: int | None = None) -> float:
-    """Rough time for the cells that are missing, from a few steps of each kind of learner."""
-    finished = store.finished()
+    """Rough time for the cells that are missing, from a few steps of one cell of each kind of learner."""
+    finished, data = store.finished(), _Data(plan.shift)
     pending = [cell for cell in plan.cells if cell.key not in finished]
     workers = min(workers or os.cpu_count() or 1, max(1, len(pending)))
-    kinds: dict[tuple[str, int], list[Cell]] = {}
-    for cell in pending:
-        kinds.setdefault((cell.method, len(cell.unseen)), []).append(cell)
     total = 0.0
-    for cells in kinds.values():
-        data = _data(plan.shift, cells[0])
-        trial = cells[0].learner.replace(steps=3, evaluations=1, patience=None)
-        if can_batch(cells[0].learner, data) is None:
-            runs = [
-                Run(trial.replace(learning_rate=c.learner.learning_rate), _data(plan.shift, c), c.seed)
-                for c in cells
-            ]
-            total += _seconds(lambda runs=runs: train_many(runs)) / 3 * cells[0].learner.steps
+    for cells in _kinds(pending).values():
+        learner, first = cells[0].learner, data.of(cells[0])
+        if can_batch(learner, first) is None:
+            a_step, fixed = _step_seconds(lambda steps, c=cells: train_many(_trials(c, data, steps)))
+            total += a_step * learner.steps + fixed
         else:
-            one = _seconds(lambda trial=trial, data=data: train(trial, data)) / 3 * cells[0].learner.steps
-            total += one * math.ceil(len(cells) / workers)
+            a_step, fixed = _step_seconds(lambda steps, c=cells[:1]: _train_one(_trials(c, data, steps)[0]))
+            total += (a_step * learner.steps + fixed) * len(cells) / workers
     return total
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    function()  # the first call pays for imports and allocations
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
+def _kinds(cells: list[Cell]) -> dict[tuple[str, int], list[Cell]]:
+    kinds: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        kinds.setdefault((cell.method, len(cell.unseen)), []).append(cell)
+    return kinds
+
+
+def _trials(cells: list[Cell], data: _Data, steps: int) -> list[Run]:
+    short = {"steps": steps, "evaluations": 1, "patience": None}
+    return [Run(cell.learner.replace(**short), data.of(cell), cell.seed) for cell in cells]
+
+
+def _train_one(run: Run) -> TrainingResult:
+    return train(run.learner, run.data, seed=run.seed)
+
+
+def _step_seconds(train_for: Callable[[int], Any]) -> tuple[float, float]:
+    """Seconds a step and seconds besides, from a run of 2 and one of 7 steps (after one that warms up)."""
+    times = []
+    for steps in (1, 2, 7):
+        began = time.perf_counter()
+        train_for(steps)
+        times.append(time.perf_counter() - began)
+    a_step = max(times[2] - times[1], 0.0) / 5
+    return a_step, max(times[1] - 2 * a_step, 0.0)

@@ -96,7 +96,7 @@ def rows_ahead(sampler: DomainSampler, first: int, steps: int) -> Tensor:
     domains = []
     for index, pool in enumerate(sampler.pools):
         epochs = range(start // len(pool), (stop - 1) // len(pool) + 1)
-        order = torch.cat([sampler._epoch(index, epoch) for epoch in epochs])
+        order = torch.cat([sampler.epoch(index, epoch) for epoch in epochs])
         skipped = start - epochs[0] * len(pool)
         domains.append(order[skipped : skipped + stop - start].view(steps, sampler.per_domain))
     return torch.cat(domains, 1)

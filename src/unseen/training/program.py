@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from unseen.averaging import StateDict
-from unseen.averaging.ema import EMA
-from unseen.averaging.swa import SWA
 from unseen.errors import TrainingDiverged
 from unseen.objectives import Loss
 from unseen.registry import averaging, updates
@@ -21,9 +19,10 @@ from unseen.training.examples import StackedExamples
 from unseen.training.fit import (
     TrainingResult,
     TrainingSystem,
-    _diverged,
-    _log,
     build_system,
+    diverged,
+    log_records,
+    run_facts,
     validation_score,
 )
 from unseen.training.grouping import Run, stream
@@ -121,7 +120,7 @@ def _note_diverged(
         run, record, loss = runs[index], records[index], _loss_of(parts, index)
         if record.outcome is None:
             state = {n: v[index].clone() for n, v in best.items()} if record.best_step >= 0 else None
-            record.outcome = _diverged(run.learner, loss, step, record.best_step, None, state)
+            record.outcome = diverged(run.learner, loss, step, record.best_step, None, state)
 
 
 def _record(
@@ -133,7 +132,7 @@ def _record(
     for index, (record, rows) in enumerate(zip(records, validated, strict=True)):
         if record.outcome is not None:
             continue
-        record.history += [*rows, *_log(_loss_of(parts, index), step)]
+        record.history += [*rows, *log_records(_loss_of(parts, index), step)]
         record.since_best += 1
         score = validation_score(rows)[0]
         if record.best_score is None or score > record.best_score:
@@ -188,7 +187,7 @@ class _Averages:
     def __init__(self, runs: list[Run]):
         spec, steps = runs[0].learner.averaging, runs[0].learner.steps
         first = averaging.build(spec)  # type: ignore[arg-type]
-        self.whole = isinstance(first, (EMA, SWA))  # elementwise, and blind to the validation loss
+        self.whole = first.elementwise
         self.each = [first] if self.whole else [averaging.build(spec) for _ in runs]  # type: ignore[arg-type]
         for average in self.each:
             average.setup(steps=steps)
@@ -209,13 +208,5 @@ class _Averages:
 
 
 def _result(run: Run, record: _Record, state: StateDict, step: int, averaged: bool) -> TrainingResult:
-    kept = f"step {record.best_step + 1}" if run.learner.keep == "best" else "last step"
-    facts = {
-        "learner": run.learner.to_json(),
-        "seed": run.seed,
-        "steps": step + 1,
-        "kept": "averaged" if averaged else kept,
-        "train_domains": list(run.data.split.train_domains),
-        "unseen_domains": list(run.data.split.unseen_domains),
-    }
+    facts = run_facts(run.learner, run.data, run.seed, step, record.best_step, averaged)
     return TrainingResult({name: value.cpu() for name, value in state.items()}, record.history, facts)
