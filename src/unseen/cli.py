@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import warnings
@@ -147,7 +148,7 @@ def run(
 
 
 def _execute(study: Any, folder: Path, engine: str, workers: int | None, hardware: Any, console: Any) -> None:
-    from unseen.studies.execute import estimate_seconds, execute
+    from unseen.studies.execution import estimate_seconds, execute
 
     with study.open_store(folder) as store:
         missing = len({cell.key for cell in study.plan.cells} - store.finished())
@@ -298,18 +299,16 @@ def reproduce(
         papers[each]  # an unknown name is reported before a progress bar appears
         with _progress(console) as bar:
             task = bar.add_task(each, total=None)
-            outcome = run_reproduction(
-                each,
-                folder=out,
-                seeds=seeds,
-                scale="full" if full else "laptop",
-                report=lambda what, done, total, bar=bar, task=task, each=each: bar.update(
-                    task, description=f"{each}: {what}", completed=done, total=total
-                ),
-            )
+            tell = functools.partial(_tell_unit, bar, task, each)
+            scale: Any = "full" if full else "laptop"
+            outcome = run_reproduction(each, folder=out, seeds=seeds, scale=scale, report=tell)
         print_outcome(outcome, console)
         if record is not None:
             console.print(f"record  {write_record(outcome, record)}", highlight=False)
+
+
+def _tell_unit(bar: Any, task: Any, name: str, what: str, done: int, total: int) -> None:
+    bar.update(task, description=f"{name}: {what}", completed=done, total=total)
 
 
 # Pieces of the terminal ----------------------------------------------------------------------------------

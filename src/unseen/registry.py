@@ -43,7 +43,7 @@ class Spec:
             call = ast.parse("f" + text[len(name) :], mode="eval").body
             if not isinstance(call, ast.Call) or call.args:
                 raise SyntaxError
-            return cls.make(name.strip(), **{k.arg: ast.literal_eval(k.value) for k in call.keywords})
+            return cls.make(name.strip(), **{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
         except (SyntaxError, ValueError, TypeError):
             raise InputError(
                 f"specification {value!r}", "cannot be read", "Write name or name(key=value, ...)."

@@ -59,15 +59,12 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply `function` to every tensor whose first dimension is the batch."""
-        return replace(
-            self,
-            x=map_tensors(function, self.x),
-            **{
-                name: function(value)
-                for name in ("y", "domain", "ids", "group", "weight")
-                if (value := getattr(self, name)) is not None
-            },
-        )
+        changed = {
+            name: function(value)
+            for name in ("y", "domain", "ids", "group", "weight")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, x=map_tensors(function, self.x), **changed)  # type: ignore[arg-type]
 
     def take(self, index: Tensor) -> Batch:
         """The examples that `index` (int64 positions or a boolean mask over B) names."""

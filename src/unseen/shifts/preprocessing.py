@@ -124,7 +124,8 @@ class ImagePreprocessing(Preprocessing):
             )
         return inputs
 
-    def finish(self, stored: Tensor) -> Tensor:
+    def finish(self, stored: Inputs) -> Inputs:
+        assert isinstance(stored, Tensor)
         mean = stored.new_tensor(self.mean, dtype=torch.float32).view(-1, 1, 1)
         deviation = stored.new_tensor(self.deviation, dtype=torch.float32).view(-1, 1, 1)
         return (stored.float() / 255 - mean) / deviation

@@ -14,9 +14,10 @@ from unseen.measures.calibration import calibration_error, negative_log_likeliho
 from unseen.measures.coverage import aurc, threshold_at_coverage
 from unseen.networks import Bank, Network
 from unseen.registry import detectors
-from unseen.training.data import TrainingData
+from unseen.training.data import Role, TrainingData
 
 EVERY_DOMAIN = "all"
+ROLES: tuple[Role, ...] = ("validation", "unseen")
 
 
 def evaluate(
@@ -29,11 +30,11 @@ def evaluate(
     unseen              estimates of the accuracy that use no label of the domain (`estimate/...`); AUROC and
                         FPR@95 of each detector against ID validation, and the share it accepts at `coverage`
     """
-    banks = {role: data.bank(network, role) for role in ("validation", "unseen")}
+    banks: dict[str, Bank] = {role: data.bank(network, role) for role in ROLES}
     arrays: dict[str, np.ndarray] = {}
     records: list[dict[str, Any]] = []
     for role, bank in banks.items():
-        arrays[f"{role}/rows"] = bank.ids.numpy()
+        arrays[f"{role}/rows"] = data.split.rows(role).numpy()
         arrays[f"{role}/logits"] = bank.logits.numpy()
         for domain, part in _by_domain(bank):
             records += _performance(part, role, domain, data)
@@ -48,11 +49,13 @@ def evaluate(
 def _by_domain(bank: Bank) -> list[tuple[str, Bank]]:
     if not len(bank):
         return []
+    assert bank.domain is not None
     parts = [(bank.domains[i], bank.take(bank.domain == i)) for i in bank.domain.unique().tolist()]
     return [*parts, (EVERY_DOMAIN, bank)]
 
 
 def _performance(bank: Bank, role: str, domain: str, data: TrainingData) -> list[dict[str, Any]]:
+    assert bank.labels is not None
     shift, probabilities = data.split.shift, bank.probabilities
     common = {"role": role, "domain": domain, "n": len(bank)}
     records = [
@@ -92,12 +95,13 @@ def _unseen_records(
     banks: dict[str, Bank], scores: dict[str, tuple[np.ndarray, np.ndarray]], coverage: float
 ) -> list[dict[str, Any]]:
     validation, unseen = banks["validation"], banks["unseen"]
+    assert unseen.domain is not None
     records: list[dict[str, Any]] = []
     for domain, part in _by_domain(unseen)[:-1]:  # domain by domain: estimates over all at once mean little
         common = {"role": "unseen", "domain": domain, "n": len(part)}
         estimates = estimate_accuracy(validation.probabilities, validation.labels, part.probabilities)
         records += [{**common, "metric": f"estimate/{k}", "value": v} for k, v in estimates.items()]
-        inside = (unseen.domain == unseen.domains.index(domain)).numpy()
+        inside = np.array([unseen.domains[i] == domain for i in unseen.domain.tolist()])
         for name, (familiar, score) in scores.items():
             separation = ood_metrics(familiar, score[inside])
             accepted = score[inside] >= threshold_at_coverage(familiar, coverage)

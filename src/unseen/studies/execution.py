@@ -217,7 +217,9 @@ def _on_ray(cells: list[Cell], plan: Plan, workers: int, hardware: Hardware) -> 
     started_here = not ray.is_initialized()
     if started_here:
         # RAY_ADDRESS, when set, names a running cluster; otherwise this machine is one
-        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+        local: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+        if os.environ.get("RAY_ADDRESS"):
+            local = {}
         ray.init(log_to_driver=False, **local)
     try:
         shift, payload = ray.put(plan.shift), _payload(plan, hardware)
@@ -251,10 +253,10 @@ def estimate_seconds(plan: Plan, store: Store, workers: int | None = None) -> fl
     for cells in _kinds(pending).values():
         learner, first = cells[0].learner, data.of(cells[0])
         if can_batch(learner, first) is None:
-            a_step, fixed = _step_seconds(lambda steps, c=cells: train_many(_trials(c, data, steps)))
+            a_step, fixed = _step_seconds(train_many, cells, data)
             total += a_step * learner.steps + fixed
         else:
-            a_step, fixed = _step_seconds(lambda steps, c=cells[:1]: _train_one(_trials(c, data, steps)[0]))
+            a_step, fixed = _step_seconds(_train_first, cells[:1], data)
             total += (a_step * learner.steps + fixed) * len(cells) / workers
     return total
 
@@ -271,16 +273,16 @@ def _trials(cells: list[Cell], data: _Data, steps: int) -> list[Run]:
     return [Run(cell.learner.replace(**short), data.of(cell), cell.seed) for cell in cells]
 
 
-def _train_one(run: Run) -> TrainingResult:
-    return train(run.learner, run.data, seed=run.seed)
+def _train_first(runs: list[Run]) -> TrainingResult:
+    return train(runs[0].learner, runs[0].data, seed=runs[0].seed)
 
 
-def _step_seconds(train_for: Callable[[int], Any]) -> tuple[float, float]:
-    """Seconds a step and seconds besides, from a run of 2 and one of 7 steps (after one that warms up)."""
+def _step_seconds(how: Callable[[list[Run]], Any], cells: list[Cell], data: _Data) -> tuple[float, float]:
+    """Seconds a step and seconds besides, from runs of 2 and of 7 steps (after one that warms up)."""
     times = []
     for steps in (1, 2, 7):
         began = time.perf_counter()
-        train_for(steps)
+        how(_trials(cells, data, steps))
         times.append(time.perf_counter() - began)
     a_step = max(times[2] - times[1], 0.0) / 5
     return a_step, max(times[1] - 2 * a_step, 0.0)

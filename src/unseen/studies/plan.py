@@ -18,6 +18,8 @@ from unseen.training import Learner
 
 Rule = Literal["id-validation", "leave-one-domain-out", "oracle"]
 RULES: tuple[Rule, ...] = ("id-validation", "leave-one-domain-out", "oracle")
+DETECTORS = ("msp", "energy", "mahalanobis", "relative-mahalanobis", "knn")
+"""Detectors that every study scores, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Plan:
     seeds: int = 3
     search: int = 0
     rule: Rule = "id-validation"
-    detectors: tuple[str, ...] = ("msp", "energy", "mahalanobis", "relative-mahalanobis", "knn")
+    detectors: tuple[str, ...] = DETECTORS
     after: Any = None
     validation: float = 0.2
     cells: tuple[Cell, ...] = field(default=(), compare=False)
@@ -77,7 +79,7 @@ class Plan:
         seeds: int = 3,
         search: int = 0,
         rule: Rule = "id-validation",
-        detectors: Sequence[str] | None = None,
+        detectors: Sequence[str] = DETECTORS,
         validation: float = 0.2,
         **settings: Any,
     ) -> Plan:
@@ -98,10 +100,13 @@ class Plan:
             raise InputError(f"selection rule {rule!r}", "is not known", nearest(rule, RULES))
         if seeds < 1 or search < 0:
             raise InputError("seeds, search", f"are {seeds}, {search}", "Give seeds >= 1 and search >= 0.")
-        if unseen is None:
-            held_out = ((),) if after is not None else tuple((name,) for name in shift.domains)
-        else:
+        held_out: tuple[tuple[str, ...], ...]
+        if unseen is not None:
             held_out = ((unseen,) if isinstance(unseen, str) else tuple(unseen),)
+        elif after is not None:
+            held_out = ((),)
+        else:
+            held_out = tuple((name,) for name in shift.domains)
         if len(shift.domains) < 2 and after is None:
             raise InputError(
                 f"shift {shift.name!r}",
@@ -111,7 +116,6 @@ class Plan:
         for names in held_out:
             shift.split(names, after=after, validation=validation)  # raises on unknown names, absent classes
         options: dict[str, Any] = {"after": after, "validation": validation}
-        given = {} if detectors is None else {"detectors": tuple(detectors)}
         cells: list[Cell] = []
         for learner in made:
             for draw in range(search + 1):
@@ -121,7 +125,9 @@ class Plan:
                         cells.append(
                             Cell(learner.name, drawn, draw, names, seed, shift.fingerprint, **options)
                         )
-        plan = cls(shift, made, held_out, seeds, search, rule, cells=tuple(cells), **given, **options)
+        plan = cls(
+            shift, made, held_out, seeds, search, rule, tuple(detectors), cells=tuple(cells), **options
+        )
         plan._check_detectors()
         return plan
 

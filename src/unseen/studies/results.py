@@ -233,11 +233,11 @@ class Results:
         common = set.intersection(*seeds) if seeds else set()
         if not common:
             return Comparison(np.nan, np.nan, np.nan, np.nan)
-        pair = [
+        first, second = (
             np.concatenate([self._correct_of(method, d, common) for d in shared], 1).astype(float)
             for method in (a, b)
-        ]
-        return paired_comparison(*pair)
+        )
+        return paired_comparison(first, second)
 
     def _correct_of(self, method: str, domain: str, seeds: set[int]) -> np.ndarray:
         kept = [seed in seeds for *_, seed in self._outputs[method, domain]]

@@ -155,8 +155,11 @@ def _train_apart(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result"
         # a partial, because Fabric would rewrite dataclasses among the arguments
-        options = {"learner": learner, "data": data, "seed": seed, "checkpoint": checkpoint, "path": path}
-        fabric.launch(functools.partial(_train_and_write, **options))
+        fabric.launch(
+            functools.partial(
+                _train_and_write, path=path, learner=learner, data=data, seed=seed, checkpoint=checkpoint
+            )
+        )
         return TrainingResult(**torch.load(path, weights_only=True))
 
 
@@ -282,6 +285,7 @@ def run_facts(
 def evaluate(network: Network, data: TrainingData, step: int, device: Any) -> list[dict[str, Any]]:
     """Accuracy and loss on the ID validation rows of each training domain, one record a (domain, metric)."""
     bank = data.bank(network, "validation", device)
+    assert bank.labels is not None and bank.domain is not None
     losses = nn.functional.cross_entropy(bank.logits, bank.labels, reduction="none")
     records = []
     for index in bank.domain.unique().tolist():
