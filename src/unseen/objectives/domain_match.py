@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -41,12 +42,13 @@ def discrepancy(
     """
     if len(values) < 2:
         raise InputError("values", f"hold {len(values)} domain(s)", "Matching needs at least two domains.")
-    share = present / present.sum().clamp(min=1)
+    count = present.sum()
+    share = present / count.clamp(min=1)
     flat = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
     centre = share @ flat if reference is None else reference.flatten()
     squares = (flat - centre).square()
     distances = squares.sum(1) if coordinates == "sum" else squares.mean(1)
-    return (share * distances).sum() * (present.sum() > 1)
+    return distances @ (share * (count > 1))
 
 
 def pairwise_factor(present: Tensor) -> Tensor:
@@ -212,8 +214,9 @@ class DomainMatch(Objective):
         with torch.autocast(features.device.type, enabled=False):
             statistics = self._statistics(model.head, features, logits, batch)
             parts = {name: self._discrepancy(name, statistics, features, batch) for name in self.factors}
-        penalty = torch.stack([factor * parts[name] for name, factor in self.factors.items()]).sum()
-        loss = self.schedule.loss(statistics.pooled["loss"], penalty, batch.step)
+        penalty = functools.reduce(torch.add, [factor * parts[n] for n, factor in self.factors.items()])
+        risk = statistics.over_present(statistics.values["loss"])
+        loss = self.schedule.loss(risk, penalty, batch.step)
         if len(parts) > 1:
             loss.parts |= parts
         return loss
@@ -222,11 +225,12 @@ class DomainMatch(Objective):
         order = {"loss", *self.factors}
         if self.probes is not None:
             order.discard("hessian_diagonal")
-        if self._by_gram(features):
+        if self._by_gram(features, batch):
             order.discard("feature_covariance")
         data = batch.y, batch.domain, batch.domains
         if isinstance(head, nn.Linear):
-            found = head_statistics(features, logits, *data, order=order, weight=batch.weight)
+            pooled = self.reference == "pooled"
+            found = head_statistics(features, logits, *data, order=order, weight=batch.weight, pooled=pooled)
         elif self.probes is not None or self.moving_average:
             raise InputError(
                 "head",
@@ -246,9 +250,9 @@ class DomainMatch(Objective):
             self._add_moving_average(found, batch.repeat)
         return found
 
-    def _by_gram(self, features: Tensor) -> bool:
+    def _by_gram(self, features: Tensor, batch: Batch) -> bool:
         """Whether to compare covariances without forming them: cheaper, but there is no pooled one then."""
-        return self.reference != "pooled" and len(features) < features.shape[1]
+        return self.reference != "pooled" and len(batch) < batch.domains * features.shape[1]
 
     def _add_moving_average(self, statistics: HeadStatistics, repeat: bool) -> None:
         variance, decay = statistics.values["gradient_variance"], self.moving_average
@@ -259,17 +263,20 @@ class DomainMatch(Objective):
             self.average.copy_(torch.where(seen, moved, self.average))
         earlier = decay / (1 - decay) * self.average_before.clone()
         statistics.values["gradient_variance"] = variance + earlier
-        pooled = statistics.pooled["gradient_variance"] + statistics.over_present(earlier)
-        statistics.pooled["gradient_variance"] = pooled
+        if self.reference == "pooled":
+            pooled = statistics.pooled["gradient_variance"] + statistics.over_present(earlier)
+            statistics.pooled["gradient_variance"] = pooled
 
     def _discrepancy(self, name: str, statistics: HeadStatistics, features: Tensor, batch: Batch) -> Tensor:
-        present = statistics.present
-        factor = pairwise_factor(present) if self.reference == "pairwise" else 1.0
-        if name == "feature_covariance" and self._by_gram(features):
+        if name == "feature_covariance" and self._by_gram(features, batch):
             value, _ = covariance_discrepancy(features, batch.domain, batch.domains, batch.weight)
-            size = features.shape[1] ** 2 if self.coordinates == "mean" else 1
-            return factor * value / size
-        reference = statistics.pooled[name] if self.reference == "pooled" else None
-        if reference is not None and self.detach_reference:
-            reference = reference.detach()
-        return factor * discrepancy(statistics.values[name], present, reference, coordinates=self.coordinates)
+            if self.coordinates == "mean":
+                value = value / features.shape[1] ** 2
+        else:
+            reference = statistics.pooled[name] if self.reference == "pooled" else None
+            if reference is not None and self.detach_reference:
+                reference = reference.detach()
+            value = discrepancy(
+                statistics.values[name], statistics.present, reference, coordinates=self.coordinates
+            )
+        return pairwise_factor(statistics.present) * value if self.reference == "pairwise" else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ class HeadStatistics:
 
     def over_present(self, values: Tensor) -> Tensor:
         """Mean of (D, ...) over the domains that are present."""
-        return torch.tensordot(self.present / self.present.sum().clamp(min=1), values, 1)
+        share = self.present / self.present.sum().clamp(min=1)
+        return (share @ values.flatten(1 if values.dim() > 1 else 0)).view(values.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class DomainRows:
     def of(cls, domain: Tensor, domains: int, dtype: torch.dtype) -> DomainRows:
         member = (domain == torch.arange(domains, device=domain.device).unsqueeze(1)).to(dtype)
         counts = member.sum(1)
-        present = (counts > 0).to(dtype)
+        present = counts.clamp(max=1)
         rows = member / counts.clamp(min=1).unsqueeze(1)
         return cls(rows, present / present.sum().clamp(min=1), present)
 
@@ -65,10 +67,6 @@ class DomainRows:
     def all(self) -> Tensor:
         """(D + 1, B), the pooled mean last."""
         return torch.cat([self.domains, (self.share @ self.domains).unsqueeze(0)])
-
-    def over_present(self, values: Tensor) -> Tensor:
-        """Mean of (D, ...) over the domains that are present."""
-        return (self.share @ values.flatten(1 if values.dim() > 1 else 0)).view(values.shape[1:])
 
 
 def head_statistics(
@@ -80,6 +78,7 @@ def head_statistics(
     *,
     order: Collection[str] = ("loss", "gradient"),
     weight: Tensor | None = None,
+    pooled: bool = True,
 ) -> HeadStatistics:
     """Closed-form statistics of a linear softmax head, for all domains in one pass.
 
@@ -90,6 +89,7 @@ def head_statistics(
     domain    (B,) int64 in [0, domains)
     order     names from `STATISTICS`; only these are computed
     weight    (B,) float or None: multiplies each example's loss (and counts examples in feature moments)
+    pooled    False leaves out the statistics of the pooled risk, at less cost
 
     With p the probabilities, r = p - y, z the features and a last feature of 1 for the bias:
       loss                (D,)          R = mean cross-entropy
@@ -106,62 +106,49 @@ def head_statistics(
     check_names(order)
     check_shapes(features, logits, domain, domains, weight)
     features, logits = full_precision(features), full_precision(logits)
-    rows = DomainRows.of(domain, domains, features.dtype)
-    ones = torch.ones_like(features[:, :1])
-    if weight is None:
-        weight = ones.squeeze(1)
+    of_domains = DomainRows.of(domain, domains, features.dtype)
+    rows = of_domains.all if pooled else of_domains.domains
+
+    def weighted(each: Tensor) -> Tensor:
+        return each if weight is None else each * weight.view(-1, *[1] * (each.dim() - 1))
+
+    found: dict[str, Tensor] = {}
+    if "loss" in order:
+        found["loss"] = rows @ weighted(nn.functional.cross_entropy(logits, targets, reduction="none"))
     if set(order) - {"loss", "feature_mean", "feature_covariance"}:
         probabilities = torch.softmax(logits, -1)
-        if targets.is_floating_point():
-            soft = targets
-        else:
-            soft = (targets.unsqueeze(1) == torch.arange(logits.shape[1], device=targets.device)).to(
-                logits.dtype
-            )
-        residual = (probabilities - soft) * weight.unsqueeze(1)
-        inputs = torch.cat([features, ones], 1)
-
-    values: dict[str, Tensor] = {}
-    pooled: dict[str, Tensor] = {}
-
-    def linear_in_examples(name: str, value: Tensor) -> None:
-        values[name], pooled[name] = value, rows.over_present(value)
-
-    if "loss" in order:
-        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
-        linear_in_examples("loss", rows.domains @ (weight * losses))
+        residual = weighted(probabilities - _soft(targets, logits))
     if "scale_gradient" in order:
-        linear_in_examples("scale_gradient", rows.domains @ (residual * logits).sum(1))
+        found["scale_gradient"] = rows @ (residual * logits).sum(1)
+    if {"gradient", "gradient_variance", "hessian_gradient", "hessian_diagonal"} & set(order):
+        inputs = torch.cat([features, torch.ones_like(features[:, :1])], 1)
     if {"gradient", "gradient_variance", "hessian_gradient"} & set(order):
-        gradient = mean_products(rows.domains, residual, inputs)
-        linear_in_examples("gradient", gradient)
+        found["gradient"] = mean_products(rows, residual, inputs)
     if "gradient_variance" in order:
-        squares = mean_products(rows.domains, residual.square(), inputs.square())
-        values["gradient_variance"] = squares - gradient.square()
-        pooled["gradient_variance"] = rows.over_present(squares) - pooled["gradient"].square()
+        squares = mean_products(rows, residual.square(), inputs.square())
+        found["gradient_variance"] = squares - found["gradient"].square()
     if "hessian_gradient" in order:
-        directions = torch.cat([gradient, pooled["gradient"].unsqueeze(0)])
-        products = hessian_products(inputs, probabilities, weight, rows.all, directions)
-        values["hessian_gradient"], pooled["hessian_gradient"] = products[:-1], products[-1]
+        directions = found["gradient"]
+        found["hessian_gradient"] = hessian_products(inputs, probabilities, weight, rows, directions)
     if "hessian_diagonal" in order:
-        curvature = probabilities * (1 - probabilities) * weight.unsqueeze(1)
-        linear_in_examples("hessian_diagonal", mean_products(rows.domains, curvature, inputs.square()))
+        curvature = weighted(probabilities * (1 - probabilities))
+        found["hessian_diagonal"] = mean_products(rows, curvature, inputs.square())
     if "feature_mean" in order or "feature_covariance" in order:
-        shares = _shares(rows.all, weight)
-        means = shares @ features
-        values["feature_mean"], pooled["feature_mean"] = means[:-1], means[-1]
+        shares = _shares(rows, weight)
+        means = found["feature_mean"] = shares @ features
         if "feature_covariance" in order:
             second = torch.einsum("kb,bf,bg->kfg", shares, features, features)
             covariances = second - means.unsqueeze(2) * means.unsqueeze(1)
-            covariances = covariances * _unbiased(shares).view(-1, 1, 1)
-            values["feature_covariance"], pooled["feature_covariance"] = covariances[:-1], covariances[-1]
-    return HeadStatistics(
-        {name: values[name] for name in order}, {name: pooled[name] for name in order}, rows.present
-    )
+            found["feature_covariance"] = covariances * _unbiased(shares).view(-1, 1, 1)
+    found = {name: found[name] for name in order}
+    if not pooled:
+        return HeadStatistics(found, {}, of_domains.present)
+    values, of_all = ({n: v[part] for n, v in found.items()} for part in (slice(-1), -1))
+    return HeadStatistics(values, of_all, of_domains.present)
 
 
 def hessian_products(
-    inputs: Tensor, probabilities: Tensor, weight: Tensor, rows: Tensor, directions: Tensor
+    inputs: Tensor, probabilities: Tensor, weight: Tensor | None, rows: Tensor, directions: Tensor
 ) -> Tensor:
     """H_k V_k for K risks: `rows` (K, B) weigh the examples, `directions` V and the result are (K, C, F).
 
@@ -169,8 +156,10 @@ def hessian_products(
     cross-entropy in the head's weights.
     """
     along = inputs @ directions.transpose(1, 2)  # (K, B, C)
-    centred = along - (probabilities * along).sum(-1, keepdim=True)
-    return mean_products(rows, probabilities * centred * weight.unsqueeze(1), inputs)
+    if weight is not None:
+        rows = rows * weight
+    products = probabilities * along
+    return mean_products(rows, products - probabilities * products.sum(-1, keepdim=True), inputs)
 
 
 def covariance_discrepancy(
@@ -179,17 +168,37 @@ def covariance_discrepancy(
     """Mean over present domains of |cov_e - mean cov|^2 (Frobenius), and `present` (D,).
 
     Equal to the discrepancy of `feature_covariance`, but F x F matrices are never formed: <cov_i, cov_j> is a
-    weighted sum of squares of the B x B Gram matrix of the centred features, which is cheaper when B < F.
+    weighted sum of squares of the B x B Gram matrix of the centred features, which is cheaper when B < D F.
     """
     features = full_precision(features)
     rows = DomainRows.of(domain, domains, features.dtype)
-    shares = _shares(rows.domains, torch.ones_like(features[:, 0]) if weight is None else weight)
+    shares = _shares(rows.domains, weight)
     member = (shares > 0).to(features.dtype)
-    centred = features - member.T @ (shares @ features)
+    # the means need no gradient: centred features of a domain sum to zero, which cancels it
+    centred = features - member.T @ (shares @ features.detach())
     scaled = shares * _unbiased(shares).unsqueeze(1)
-    inner = scaled @ (centred @ centred.T).square() @ scaled.T  # (D, D)
     count = rows.present.sum().clamp(min=1)
-    return (inner.diagonal().sum() / count - inner.sum() / count.square()).clamp(min=0), rows.present
+    mean = scaled.sum(0) / count
+    pairs = scaled.T @ scaled / count - mean.unsqueeze(1) * mean  # (B, B)
+    return (pairs * _SymmetricGram.apply(centred).square()).sum().clamp(min=0), rows.present
+
+
+class _SymmetricGram(torch.autograd.Function):
+    """X X', for losses that treat its entries (i, j) and (j, i) alike: one product backwards instead of two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x @ x.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return (2 * gradient) @ ctx.saved_tensors[0]
 
 
 def mean_products(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -197,8 +206,17 @@ def mean_products(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return (rows.unsqueeze(-1) * left).transpose(1, 2) @ right
 
 
-def _shares(rows: Tensor, weight: Tensor) -> Tensor:
+def _soft(targets: Tensor, like: Tensor) -> Tensor:
+    """(B, C) targets, from labels as well."""
+    if targets.is_floating_point():
+        return targets
+    return (targets.unsqueeze(1) == torch.arange(like.shape[1], device=like.device)).to(like.dtype)
+
+
+def _shares(rows: Tensor, weight: Tensor | None) -> Tensor:
     """(K, B) weights of examples that sum to one in each row; zero for rows without any."""
+    if weight is None:
+        return rows
     weighted = rows * weight
     return weighted / weighted.sum(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
 

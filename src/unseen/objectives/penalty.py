@@ -16,7 +16,8 @@ class PenaltySchedule:
     """Weight of a penalty: `warmup_weight` in the first `warmup_steps` updates, `weight` afterwards.
 
     rescale_loss  divide the whole loss by the weight when it is above 1, so that its scale stays that of the
-                  risk (Arjovsky et al. 2019, Colored MNIST)
+                  risk (Arjovsky et al. 2019, Colored MNIST). The optimizer's own weight decay is not divided:
+                  give it `weight` times smaller than an L2 term inside the loss
     """
 
     weight: float = 1.0

@@ -56,14 +56,13 @@ class UpdateRule:
 
     def gradient_norm(self, scales: list[Tensor] | None = None) -> Tensor:
         """Euclidean norm of the whole gradient (times `scales`, if given): a scalar, or (R,) when stacked."""
-        total: Tensor | None = None
+        norms = []
         for index, parameter in enumerate(self.parameters):
-            if parameter.grad is None:
-                continue
-            gradient = parameter.grad if scales is None else parameter.grad * scales[index]
-            square = gradient.square().flatten(1).sum(1) if self.stacked else gradient.square().sum()
-            total = square if total is None else total + square
-        return total.sqrt() if total is not None else torch.zeros(())
+            if parameter.grad is not None:
+                gradient = parameter.grad if scales is None else parameter.grad * scales[index]
+                flat = gradient.flatten(1) if self.stacked else gradient.flatten()
+                norms.append(torch.linalg.vector_norm(flat, dim=-1))
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0) if norms else torch.zeros(())
 
     def per_run(self, value: Tensor, like: Tensor) -> Tensor:
         """Shape a scalar or (R,) value so that it multiplies a parameter."""

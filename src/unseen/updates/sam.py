@@ -30,25 +30,18 @@ class SAM(UpdateRule):
         self.rho, self.adaptive, self.eta = rho, adaptive, eta
 
     @torch.no_grad()
-    def _perturbation(self) -> list[torch.Tensor | None]:
+    def _perturb(self) -> None:
         scales = [p.abs() + self.eta for p in self.parameters] if self.adaptive else None
         radius = self.rho / (self.gradient_norm(scales) + 1e-12)
-        moves: list[torch.Tensor | None] = []
         for index, parameter in enumerate(self.parameters):
-            if parameter.grad is None:
-                moves.append(None)
-                continue
-            move = parameter.grad * self.per_run(radius, parameter)
-            moves.append(move if scales is None else move * scales[index].square())
-        return moves
+            if parameter.grad is not None:
+                move = parameter.grad if scales is None else parameter.grad * scales[index].square()
+                parameter.addcmul_(move, self.per_run(radius, parameter))
 
     def step(self, loss_function: LossFunction, batch: Batch) -> Loss:
         loss = self.gradient(loss_function, batch)
         here = [parameter.detach().clone() for parameter in self.parameters]
-        with torch.no_grad():
-            for parameter, move in zip(self.parameters, self._perturbation(), strict=True):
-                if move is not None:
-                    parameter.add_(move)
+        self._perturb()
         self.gradient(loss_function, batch.again())
         with torch.no_grad():  # copied back, not subtracted: w + e - e is not w in floating point
             for parameter, original in zip(self.parameters, here, strict=True):
