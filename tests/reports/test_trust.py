@@ -49,4 +49,17 @@ def test_outputs_of_a_study_agree_with_its_results(study):
     for known, unseen in pairs:
         assert known.scores is not None and len(known.scores) == len(known.labels)
         assert not set(known.domain) & set(unseen.domain)
-    assert [h.domain for h in familiarity(results, pairs)] == results.unseen_domains
+
+
+def test_histograms_are_of_the_first_run_that_held_the_domain_out(study):
+    results, _ = study
+    method = results.choice.method
+    found = familiarity(results, run_outputs(results, method, "knn"))
+    assert [h.domain for h in found] == results.unseen_domains
+    cells = results.selected[(results.selected.method == method) & (results.selected.seed == 0)]
+    for histogram in found:
+        (cell,) = cells[cells.unseen == (histogram.domain,)].cell
+        known, unseen = results.arrays(cell, "validation/score/knn", "unseen/score/knn")
+        accepted = (unseen >= np.sort(known)[::-1][int(np.ceil(0.95 * len(known))) - 1]).mean()
+        assert f"{100 * accepted:.0f}% of the unseen domain's inputs score above" in histogram.figure
+        assert histogram.seed == 0

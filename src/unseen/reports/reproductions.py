@@ -23,12 +23,15 @@ def print_outcome(outcome: Any, console: Console) -> None:
     console.print(f"\n[bold]{escape(card.title)}[/] [dim]{escape(card.authors)}, {escape(card.venue)}[/]")
     console.print(f"claim    {escape(card.claim)}", highlight=False)
     console.print(f"here     {escape(card.here)}", highlight=False)
+    console.print()
     console.print(_conditions(outcome))
     for name in outcome.summary().columns:
         console.print(
             f"[dim]{escape(name)}: {escape(outcome.reproduction.metrics[name])}[/]", highlight=False
         )
+    console.print()
     console.print(_claims(outcome))
+    console.print()
     seeds = count(outcome.table.seed.nunique(), "seed")
     colour = _COLOURS.get(outcome.verdict, "yellow")
     console.print(
