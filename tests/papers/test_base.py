@@ -182,6 +182,20 @@ def test_killed_in_the_middle_finished_units_are_kept(toy, tmp_path):
     assert len(outcome.table) == 6
 
 
+def test_two_runs_at_once_keep_each_unit_once(toy, tmp_path):
+    slow = toy.measure
+
+    def overtaken(self, unit, seed, scale):
+        if len(toy.calls) == 0:
+            toy.measure = slow
+            reproduce("toy", folder=tmp_path)  # another run finishes everything while this one measures
+        return slow(self, unit, seed, scale)
+
+    toy.measure = overtaken
+    outcome = reproduce("toy", folder=tmp_path)
+    assert len(toy.calls) == 7 and len(outcome.table) == 6
+
+
 def test_fewer_than_three_seeds_give_no_verdict(toy, tmp_path):
     with pytest.raises(InputError, match="at least 3"):
         reproduce("toy", folder=tmp_path, seeds=2)

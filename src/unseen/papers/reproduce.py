@@ -164,10 +164,12 @@ class _Measurements:
 
     def add(self, unit: str, seed: int, rows: list[Row], seconds: float) -> None:
         with self._connection:
-            self._connection.executemany(
-                "insert into rows values (?, ?, ?, ?, ?)", [(unit, seed, *row) for row in rows]
-            )
-            self._connection.execute("insert into units values (?, ?, ?)", (unit, seed, seconds))
+            values = (unit, seed, seconds)
+            if self._connection.execute("insert or ignore into units values (?, ?, ?)", values).rowcount:
+                self._connection.executemany(
+                    "insert into rows values (?, ?, ?, ?, ?)", [(unit, seed, *row) for row in rows]
+                )
+            # else another process has measured the same meanwhile
 
     def table(self, work: list[tuple[str, int]]) -> tuple[pd.DataFrame, float]:
         wanted = set(work)
