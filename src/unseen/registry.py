@@ -13,12 +13,12 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unseen.errors import InputError, nearest
+from unseen.errors import InputError, UnseenError, nearest
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,12 @@ class Registry:
     def build(self, spec: str | Spec, **context: Any) -> Any:
         """Make the named thing: preset, then the spec's parameters, then what the caller knows (`context`)."""
         spec = Spec.of(spec)
+        entry = self.check(spec, context)
+        return entry.target(**{**entry.preset, **spec.options, **context})
+
+    def check(self, spec: str | Spec, context: Iterable[str] = ()) -> Entry:
+        """Raise `InputError` for an unknown name or option; `context` names what the caller gives to `build`."""
+        spec = Spec.of(spec)
         entry = self[spec.name]
         allowed = entry.options()
         for key in spec.options:
@@ -169,7 +175,7 @@ class Registry:
                     "is not known",
                     nearest(key, choices) or "It takes no options.",
                 )
-        return entry.target(**{**entry.preset, **spec.options, **context})
+        return entry
 
     def external(self) -> list[Entry]:
         """Entries of a script or notebook: other processes can't import these."""
@@ -220,9 +226,19 @@ def load_plugin(path: str | Path) -> None:
         raise InputError(f"plug-in {str(path)!r}", "is not a file", "Give the path of a Python file.")
     name = f"unseen_plugin_{path.stem}"
     if name in sys.modules:
+        known = sys.modules[name].__file__
+        if known != str(path.resolve()):
+            raise InputError(f"plug-in {str(path)!r}", f"has the name of {known!r}", "Rename one of them.")
         return
-    specification = importlib.util.spec_from_file_location(name, path)
+    specification = importlib.util.spec_from_file_location(name, path.resolve())
     module = importlib.util.module_from_spec(specification)  # type: ignore[arg-type]
     sys.modules[name] = module
-    specification.loader.exec_module(module)  # type: ignore[union-attr]
+    try:
+        specification.loader.exec_module(module)  # type: ignore[union-attr]
+    except Exception as error:  # whatever the user's code raises
+        del sys.modules[name]
+        if isinstance(error, UnseenError):
+            raise
+        problem = f"cannot be loaded ({type(error).__name__}: {error})"
+        raise InputError(f"plug-in {str(path)!r}", problem, "Run it with python to see where.") from error
     plugins.append(str(path.resolve()))

@@ -39,6 +39,24 @@ class Hardware:
     devices: int = 1
     precision: str = "32-true"
 
+    def fabric(self) -> Any:
+        """A new `lightning_fabric.Fabric`; raises `InputError` when this machine has no such hardware."""
+        from lightning_fabric import Fabric
+
+        try:
+            return Fabric(
+                accelerator=self.accelerator,
+                devices=self.devices,
+                precision=self.precision,  # type: ignore[arg-type]
+                strategy="ddp_spawn" if self.devices > 1 else "auto",
+            )
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:
+            raise InputError(
+                f"accelerator {self.accelerator!r}, devices {self.devices}, precision {self.precision!r}",
+                f"cannot be used here ({str(error).strip().rstrip('.')})",
+                "accelerator=auto, devices=1 and precision=32-true work everywhere.",
+            ) from None
+
 
 @dataclass
 class TrainingResult:
@@ -133,14 +151,7 @@ def train(
     progress: Progress | None = None,
 ) -> TrainingResult:
     """`fit` without the predictor around its result."""
-    from lightning_fabric import Fabric
-
-    fabric = Fabric(
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        precision=hardware.precision,  # type: ignore[arg-type]
-        strategy="ddp_spawn" if hardware.devices > 1 else "auto",
-    )
+    fabric = hardware.fabric()
     path = Path(checkpoint) if checkpoint is not None else None
     if hardware.devices > 1:
         return _train_apart(fabric, learner, data, seed, path)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unseen.errors import InputError, nearest
-from unseen.registry import Spec, averaging, objectives, updates
+from unseen.registry import Spec, averaging, networks, objectives, updates
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,13 @@ class Learner:
                 raise InputError(
                     f"{name} {getattr(self, name)!r}", "is not known", nearest(getattr(self, name), choices)
                 )
-        for name in ("steps", "batch_size", "evaluations"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "batch_size", "evaluations", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(name, f"is {getattr(self, name)}", "Give a whole number from 1.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError("weight_decay", f"is {self.weight_decay}", "Give a number from 0, such as 0.0001.")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError("clip", f"is {self.clip}", "Give the largest norm of the gradient, such as 1.0.")
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise InputError(
                 "learning_rate", f"is {self.learning_rate}", "Give a positive number such as 0.001."
@@ -104,6 +108,8 @@ class Learner:
         updates.build(self.update)
         if self.averaging is not None:
             averaging.build(self.averaging)
+        if self.network.name != "auto":  # it cannot be built before the shape of its inputs is known
+            networks.check(self.network, context=("input_shape", "classes"))
 
     @property
     def name(self) -> str:
