@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
-from unseen.errors import InputError
 from unseen.papers.base import Card, Claim, Condition, Measured, Reproduction, Row, Scale
 from unseen.registry import Spec, papers
 from unseen.studies.statistics import mean_interval
@@ -68,9 +66,9 @@ def _rank_correlation(conditions: tuple[str, ...]) -> Callable[[pd.DataFrame], f
     """Spearman's, over all runs of the conditions, of Hessian distance and accuracy at flip 0.9."""
 
     def correlation(table: pd.DataFrame) -> float:
-        chosen = table[table.condition.isin(conditions)]
-        runs = chosen.pivot_table(index=["seed", "condition"], columns="metric", values="value")
-        return float(runs[DISTANCE].corr(runs[SHIFTED], method="spearman"))
+        runs = table[table.condition.isin(conditions)].set_index(["seed", "condition"])
+        distance, accuracy = (runs.value[runs.metric == metric] for metric in (DISTANCE, SHIFTED))
+        return float(spearmanr(distance, accuracy.reindex(distance.index)).statistic)
 
     return correlation
 
@@ -117,7 +115,7 @@ class HessianAlignment(Reproduction):
         Condition("hutchinson-exact", "method", "gradients and Hessian diagonals in closed form"),
         Condition("hgp-shuffled", "control", "HGP between random halves: domain labels shuffled once"),
     )
-    metrics = {
+    metrics: ClassVar[Mapping[str, str]] = {
         SHIFTED: "accuracy where the colour mostly says the wrong label (75 % is the invariant optimum)",
         "flip 0.5": "accuracy where the colour says nothing",
         "flip 0.1": "accuracy where the colour is as in training",
@@ -208,10 +206,15 @@ class HessianAlignment(Reproduction):
 
     def measure(self, unit: str, seed: int, scale: Scale) -> list[Row]:
         if unit.startswith(LEFT_OUT):
-            return left_out(unit.removeprefix(f"{LEFT_OUT}: "), seed)
-        from unseen.papers.coloured_mnist import PAPER, Protocol
+            from unseen.papers.left_out_domains import left_out_accuracy
 
-        images, digits = _laptop_digits() if scale == "laptop" else _all_digits()
+            condition = unit.removeprefix(f"{LEFT_OUT}: ")
+            accuracy = left_out_accuracy(FOLDER_OBJECTIVES[condition], seed)
+            return [Row(condition, LEFT_OUT, float(np.mean(list(accuracy.values()))))]
+        from unseen.papers.coloured_mnist import PAPER, Protocol
+        from unseen.shifts.builtin.digit_images import mnist
+
+        images, digits = mnist() if scale == "laptop" else _all_digits()
         return coloured_digits(unit, seed, images, digits, Protocol() if scale == "laptop" else PAPER)
 
     def plot(self, table: pd.DataFrame) -> Any:
@@ -260,58 +263,14 @@ def coloured_digits(condition: str, seed: int, images: Any, digits: Any, protoco
     ]
 
 
-def left_out(condition: str, seed: int, shift: Any = None, **settings: Any) -> list[Row]:
-    """Mean accuracy over the domains of an image folder, each left out in turn.
-
-    settings  of the `Learner`, in place of DomainBed's
-    """
-    from unseen.shifts.opening import open_shift
-    from unseen.training.data import TrainingData
-    from unseen.training.fit import Hardware, fit
-    from unseen.training.learner import Learner
-
-    shift = open_shift(_image_folder()) if shift is None else shift
-    backbone = os.environ.get("UNSEEN_BACKBONE", "efficientnet-lite0")
-    defaults: dict[str, Any] = {
-        "network": Spec.make("pretrained", name=backbone), "learning_rate": 5e-5, "batch_size": 32,
-        "steps": 5000, "evaluations": 17,
-    }  # fmt: skip
-    learner = Learner(objective=FOLDER_OBJECTIVES[condition], **{**defaults, **settings})
-    accuracies = []
-    for name in shift.domains:
-        split = shift.split(unseen=name, seed=seed)
-        data = TrainingData(split)
-        predictor = fit(learner, split, seed=seed, data=data, hardware=Hardware())
-        accuracies.append(float(data.bank(predictor.network, "unseen").correct.double().mean()))
-    return [Row(condition, LEFT_OUT, float(np.mean(accuracies)))]
-
-
-def _laptop_digits() -> tuple[Any, Any]:
-    from unseen.shifts.builtin.digit_images import mnist
-
-    return mnist()
-
-
 def _all_digits() -> tuple[Any, Any]:
+    """The 60,000 digits of which the official script trains on 50,000."""
     import torch
 
     from unseen.shifts.builtin.data_folder import data_file
 
     with np.load(data_file("mnist.npz")) as stored:
-        images = np.concatenate([stored["x_train"], stored["x_test"]])
-        digits = np.concatenate([stored["y_train"], stored["y_test"]])
-    return torch.from_numpy(images), torch.from_numpy(digits.astype(np.int64))
-
-
-def _image_folder() -> Path:
-    named = os.environ.get("UNSEEN_IMAGES") or os.path.join(os.environ.get("UNSEEN_DATA", ""), "PACS")
-    if not Path(named).is_dir():
-        raise InputError(
-            f"image folder {named!r}",
-            "does not exist",
-            "Set UNSEEN_IMAGES to a folder domain/class/image, or UNSEEN_DATA to one that holds PACS.",
-        )
-    return Path(named)
+        return torch.from_numpy(stored["x_train"]), torch.from_numpy(stored["y_train"].astype(np.int64))
 
 
 # Colours after Okabe & Ito (2008).
