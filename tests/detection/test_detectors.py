@@ -6,7 +6,7 @@ from torch import nn
 
 from unseen.detection import Familiarity
 from unseen.detection.mahalanobis import class_statistics, squared_distances, whitening
-from unseen.detection.nearest_neighbours import kth_similarity
+from unseen.detection.nearest_neighbours import kth_neighbour
 from unseen.errors import InputError
 from unseen.networks import Bank
 from unseen.registry import detectors
@@ -232,15 +232,22 @@ def test_knn_is_that_of_scikit_learn(k):
     unit = [nn.functional.normalize(b.features.double(), dim=1).numpy() for b in (train, queries)]
     distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(unit[0]).kneighbors(unit[1])
     scores = detectors.build(f"knn(k={k})").fit(train).score(queries)
-    np.testing.assert_allclose(-scores, distances[:, -1], atol=2e-4)
+    np.testing.assert_allclose(-scores, distances[:, -1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("block", [1, 3, 7, 1000])
 @pytest.mark.parametrize("k", [1, 4, 50])
 def test_blocks_do_not_change_the_neighbours(block, k):
     queries, bank = outputs(count=20).features, outputs(count=50, seed=1).features
-    expected = (queries @ bank.T).sort(1, descending=True).values[:, k - 1]
-    assert torch.allclose(kth_similarity(queries, bank, k, block), expected, atol=1e-4)
+    similar = queries @ bank.T
+    expected = similar.sort(1, descending=True).values[:, k - 1]
+    found = similar.gather(1, kth_neighbour(queries, bank, k, block)[:, None]).squeeze(1)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_equal_features_have_distance_zero():
+    bank = outputs()
+    assert torch.equal(detectors.build("knn(k=1)").fit(bank).score(bank), torch.zeros(len(bank)))
 
 
 def test_knn_chooses_k_and_thins_a_large_bank():

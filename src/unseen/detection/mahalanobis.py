@@ -12,7 +12,6 @@ from unseen.errors import InputError
 from unseen.networks import Bank
 from unseen.registry import detectors
 
-
 BLOCK = 4096
 """Rows that are held in float64 at a time."""
 

@@ -13,20 +13,19 @@ from unseen.networks import Bank
 from unseen.registry import detectors
 
 
-def kth_similarity(queries: Tensor, bank: Tensor, k: int, block: int = 4096) -> Tensor:
-    """(N,) k-th largest inner product of each query with the rows of `bank` (M, D); memory is one block."""
+def kth_neighbour(queries: Tensor, bank: Tensor, k: int, block: int = 4096) -> Tensor:
+    """(N,) row of `bank` (M, D) with the k-th largest inner product with each query; memory is one block."""
     found = []
     # an exported graph takes any number of queries, but a loop over them would fix how many blocks there are
     for part in [queries] if torch.compiler.is_exporting() else queries.split(block):
-        best: Tensor | None = None
-        for rows in bank.split(4 * block):
-            similar = (part @ rows.T).topk(min(k, len(rows)), dim=1).values
-            best = (
-                similar
-                if best is None
-                else torch.cat([best, similar], 1).topk(min(k, best.shape[1] + similar.shape[1]), 1).values
-            )
-        found.append(best[:, -1])
+        similar, rows = part.new_zeros(len(part), 0), part.new_zeros(len(part), 0, dtype=torch.int64)
+        for start in range(0, len(bank), 4 * block):
+            others = part @ bank[start : start + 4 * block].T
+            best, where = others.topk(min(k, others.shape[1]), 1)
+            similar, rows = torch.cat([similar, best], 1), torch.cat([rows, where + start], 1)
+            similar, kept = similar.topk(min(k, similar.shape[1]), 1)
+            rows = rows.gather(1, kept)
+        found.append(rows[:, -1])
     return torch.cat(found)
 
 
@@ -63,5 +62,6 @@ class NearestNeighbours(Detector):
         self.require_fitted()
         queries = torch.nn.functional.normalize(require_finite(bank.features, "features").float(), dim=1)
         k = self.k or min(50, max(1, len(self.bank) // 100))
-        similarity = kth_similarity(queries, self.bank, min(k, len(self.bank)))
-        return -(2 - 2 * similarity).clamp(min=0).sqrt()
+        neighbour = self.bank[kth_neighbour(queries, self.bank, min(k, len(self.bank)))]
+        # not from the inner product: float32 would make half a thousandth of the distance between equal inputs
+        return -(queries - neighbour).norm(dim=1)

@@ -74,3 +74,9 @@ class Predictor(nn.Module):
         from unseen.training.model_folder import save
 
         return save(self, folder)
+
+    def export_onnx(self, path: str | Path, *, familiarity: bool = True) -> Path:
+        """Write one ONNX file that serves without this library; see `unseen.training.onnx_export`."""
+        from unseen.training.onnx_export import export_onnx
+
+        return export_onnx(self, path, familiarity=familiarity)
