@@ -80,10 +80,15 @@ def threshold_at_coverage(scores: Any, coverage: float) -> float:
     InputError for `coverage` outside (0, 1], empty scores or NaN.
     """
     scores = as_numbers("scores", scores)
-    if not 0 < coverage <= 1:
-        raise InputError("coverage", f"is {coverage}", "Give a share above 0 and at most 1.")
+    check_coverage(coverage)
     rank = smallest_count(coverage, len(scores))
     return float(np.partition(scores, len(scores) - rank)[len(scores) - rank])
+
+
+def check_coverage(coverage: float) -> None:
+    """Raise InputError unless `coverage` is in (0, 1]."""
+    if not 0 < coverage <= 1:
+        raise InputError("coverage", f"is {coverage}", "Give a share above 0 and at most 1.")
 
 
 def smallest_count(share: float, n: int) -> int:

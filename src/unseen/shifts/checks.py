@@ -145,7 +145,7 @@ def _check_images(images: Images, bad: dict[int, str]) -> Iterator[Finding]:
         yield error(
             f"image {images.name(row)!r}",
             why,
-            "Replace or remove it, or open the data with skip_bad=True to leave such images out.",
+            "Replace or remove it, or open the data with skip_bad=True (--skip-bad) to leave such images out.",
         )
     if len(bad) > SHOWN:
         yield error("images", f"{len(bad) - SHOWN} more cannot be decoded", "")

@@ -80,8 +80,8 @@ def complete_rows(columns: Mapping[str, pd.Series], skip_bad: bool) -> np.ndarra
             raise InputError(
                 subject,
                 f"is missing in {missing.sum()} of {len(missing)} rows ({first_rows(missing)})",
-                "Fill them in, or leave such rows out with skip_bad=True. In files, cells such as NA, None, "
-                "null and nan count as missing: write them otherwise if they are names.",
+                "Fill them in, or leave such rows out with skip_bad=True (--skip-bad). In files, cells such as NA, "
+                "None, null and nan count as missing: write them otherwise if they are names.",
             )
         bad |= missing
     if bad.all():

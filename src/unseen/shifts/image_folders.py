@@ -99,7 +99,7 @@ def open_image_folder(
         raise InputError(
             f"image {str(folder / name)!r}",
             f"cannot be read ({why})" + (f", and so {len(bad) - 1} more" if len(bad) > 1 else ""),
-            "Replace or remove it, or open the data with skip_bad=True to leave such images out.",
+            "Replace or remove it, or open the data with skip_bad=True (--skip-bad) to leave such images out.",
         )
     good = [(name, header) for name, header in zip(names, headers, strict=True) if name not in bad]
     if not good:

@@ -78,7 +78,7 @@ class Images(ABC):
             raise InputError(
                 f"image {self.name(row)!r}",
                 why,
-                "Replace or remove it, or open the data with skip_bad=True to leave such images out.",
+                "Replace or remove it, or open the data with skip_bad=True (--skip-bad) to leave such images out.",
             )
         return pixels
 

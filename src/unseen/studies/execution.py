@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
+import signal
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +34,16 @@ Progress = Callable[[int, int], None]
 """Called as progress(cells done, cells in all)."""
 
 
+def check_engine(engine: str, workers: int | None = None) -> None:
+    """Raise `InputError` or `MissingExtra` for an engine or a number of workers that cannot be had."""
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r}", "is not known", f"Choose one of {', '.join(ENGINES)}.")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise MissingExtra("engine 'ray'", "scale")
+    if workers is not None and workers < 1:
+        raise InputError("workers", f"are {workers}", "Give a whole number from 1; without it, one a core.")
+
+
 def execute(
     plan: Plan,
     store: Store,
@@ -45,8 +59,8 @@ def execute(
              serial: one by one in this process; local, batched, ray: that way only
     workers  processes (local) or Ray tasks at a time; default one a core
     """
-    if engine not in ENGINES:
-        raise InputError(f"engine {engine!r}", "is not known", f"Choose one of {', '.join(ENGINES)}.")
+    check_engine(engine, workers)
+    hardware.fabric()  # raises for hardware that is not there, before that becomes the result of every cell
     finished = store.finished()
     pending = [cell for cell in plan.cells if cell.key not in finished]
     done = len(plan.cells) - len(pending)
@@ -188,11 +202,20 @@ def _run_in_worker(cell: Cell) -> CellResult:
     return run_cell(cell, _worker["data"], _worker["detectors"], _worker["hardware"])
 
 
+def _start_process(shift: Shift, payload: bytes) -> None:
+    """A worker ends with its parent, however that ends, and leaves the terminal to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process: no traceback from this one
+    warnings.simplefilter("ignore")
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    _start_worker(shift, payload)
+
+
 def _on_processes(cells: list[Cell], plan: Plan, workers: int, hardware: Hardware) -> Iterator[Finished]:
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        initializer=_start_process,
         initargs=(plan.shift, _payload(plan, hardware)),
     )
     futures = {pool.submit(_run_in_worker, cell): cell for cell in cells}
@@ -209,10 +232,7 @@ def _on_processes(cells: list[Cell], plan: Plan, workers: int, hardware: Hardwar
 
 
 def _on_ray(cells: list[Cell], plan: Plan, workers: int, hardware: Hardware) -> Iterator[Finished]:
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtra("engine 'ray'", "scale") from None
+    import ray
 
     started_here = not ray.is_initialized()
     if started_here:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,21 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction."""
+        try:
+            with self._connection:
+                yield
+        except sqlite3.Error as error:
+            raise InputError(
+                f"results file {str(self.path)!r}",
+                f"cannot be written ({error})",
+                "Make room or choose another folder; what was finished before is kept.",
+            ) from None
+
     def write_fact(self, name: str, value: Any) -> None:
-        with self._connection:
+        with self._writing():
             self._connection.execute("insert or replace into facts values (?, ?)", (name, json.dumps(value)))
 
     def fact(self, name: str, default: Any = None) -> Any:
@@ -80,7 +94,7 @@ class Store:
 
     def add(self, results: Iterable[tuple[Cell, CellResult]]) -> None:
         """Write finished cells in one transaction."""
-        with self._connection:
+        with self._writing():
             for cell, result in results:
                 self._connection.execute(
                     "insert or replace into cells values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
