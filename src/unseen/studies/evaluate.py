@@ -30,11 +30,11 @@ def evaluate(
     unseen              estimates of the accuracy that use no label of the domain (`estimate/...`); AUROC and
                         FPR@95 of each detector against ID validation, and the share it accepts at `coverage`
     """
-    banks: dict[str, Bank] = {role: data.bank(network, role) for role in ROLES}
+    banks: dict[str, Bank] = {str(role): data.bank(network, role) for role in ROLES}
     arrays: dict[str, np.ndarray] = {}
     records: list[dict[str, Any]] = []
     for role, bank in banks.items():
-        arrays[f"{role}/rows"] = data.split.rows(role).numpy()
+        arrays[f"{role}/rows"] = np.asarray(bank.ids)
         arrays[f"{role}/logits"] = bank.logits.numpy()
         for domain, part in _by_domain(bank):
             records += _performance(part, role, domain, data)

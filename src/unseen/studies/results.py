@@ -326,7 +326,8 @@ class Results:
                 "Hyperparameters were selected on labels of the unseen domains (oracle): an upper bound."
             )
         if self.plan["seeds"] < 3:
-            notes.append(f"Only {self.plan['seeds']} seed(s): differences between learners may be chance.")
+            seeds = {1: "One seed", 2: "Two seeds"}[self.plan["seeds"]]
+            notes.append(f"{seeds} only: differences between learners may be chance.")
         if len(self.asked) > 1 and len(self.methods) > 1:
             notes.append(
                 "The learner to deploy was chosen by the accuracies shown: its own number is optimistic by that choice."
@@ -336,8 +337,13 @@ class Results:
         small = self.table[(self.table.domain != "average") & (self.table.worst_n < 30)]
         if len(small):
             row = small.sort_values("worst_n").iloc[0]
+            examples = "one example" if row.worst_n == 1 else f"{row.worst_n} examples"
+            notes.append(f"The worst {self.category} of {row.domain} ({row.worst_name}) has {examples} only.")
+        judged = self.table[self.table.domain != "average"].groupby("method").size()
+        for method in judged[judged < len(self.unseen_domains)].index:
             notes.append(
-                f"The worst group of {row.domain} ({row.worst_name}) has {row.worst_n} examples only."
+                f"{method} was judged on {judged[method]} of {len(self.unseen_domains)} unseen domains: its average "
+                "is not comparable."
             )
         if len(self.failed):
             notes.append(f"{len(self.failed)} run(s) failed: {self.failed.iloc[0].error}")
