@@ -109,6 +109,12 @@ class RelativeMahalanobis(Detector):
         self.shrinkage = shrinkage
 
     def fit(self, bank: Bank) -> Self:
+        if bank.logits.shape[1] < 2:
+            raise InputError(
+                "relative-mahalanobis",
+                "compares classes with all data, but there is one class",
+                "Give labels of two classes at least, or choose mahalanobis.",
+            )
         features = require_finite(bank.features, "features")
         means, within, total = class_statistics(features, _labels(bank), bank.logits.shape[1])
         transform, centre = whitening(within, self.shrinkage), features.double().mean(0)
