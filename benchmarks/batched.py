@@ -35,11 +35,11 @@ def study(
     return [Run(one, held, seed) for one in learners for held in data for seed in range(seeds)]
 
 
-def run() -> list[dict[str, Any]]:
+def run(quick: bool = False) -> list[dict[str, Any]]:
     """One row a study: microseconds of a run's step together (`value`) and one by one (`reference`)."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     rows = []
-    for what, inputs, network, rates, seeds, objective in (
+    studies = (
         ("linear 64, 60 runs, 15 seeds", 64, "linear", 1, 15, "erm"),
         ("linear 64, 60 runs, 5 rates x 3 seeds", 64, "linear", 5, 3, "erm"),
         ("linear 64, 600 runs, 10 rates x 15 seeds", 64, "linear", 10, 15, "erm"),
@@ -47,18 +47,22 @@ def run() -> list[dict[str, Any]]:
         ("linear 1280, 60 runs, 15 seeds", 1280, "linear", 1, 15, "erm"),
         ("linear 1280, 200 runs, 10 rates x 5 seeds", 1280, "linear", 10, 5, "erm"),
         ("mlp 64-64-64, 60 runs, 5 rates x 3 seeds", 64, "mlp(width=64)", 5, 3, "erm"),
-    ):
-        runs = study(inputs, network, rates, seeds, objective)
+    )
+    steps, rounds = STEPS, ROUNDS
+    if quick:
+        studies, steps, rounds = (("linear 8, 8 runs, 2 seeds", 8, "linear", 1, 2, "erm"),), 5, 1
+    for what, inputs, network, rates, seeds, objective in studies:
+        runs = study(inputs, network, rates, seeds, objective, steps)
         assert can_batch(runs[0].learner, runs[0].data) is None
         together, alone = [], []
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             began = clock()
             train_many(runs)
             middle = clock()
             for one in runs[:: len(runs) // 5]:
                 train(one.learner, one.data, seed=one.seed)
-            together.append((middle - began) / len(runs) / STEPS * 1e6)
-            alone.append((clock() - middle) / len(runs[:: len(runs) // 5]) / STEPS * 1e6)
+            together.append((middle - began) / len(runs) / steps * 1e6)
+            alone.append((clock() - middle) / len(runs[:: len(runs) // 5]) / steps * 1e6)
         value, reference = min(together), min(alone)
         rows.append(
             {

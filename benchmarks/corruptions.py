@@ -37,32 +37,34 @@ RECORDED = {  # ms per image at 32 and 224 pixels; Linux x86-64, numpy 2.4, scik
 }
 
 
-def run() -> list[dict[str, Any]]:
-    """Rows of what, value, unit, reference (the peer's value) and ratio (reference / value: above 1 is faster)."""
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """Rows of `python -m benchmarks`; `reference` is the peer's value."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [_row(kind, side, count) for side, count in ((32, 128), (224, 8)) for kind in CORRUPTIONS]
+        sizes = ((32, 2),) if quick else ((32, 128), (224, 8))
+        return [_row(kind, side, count, 1 if quick else 5) for side, count in sizes for kind in CORRUPTIONS]
     finally:
         torch.set_num_threads(threads)
 
 
-def _row(kind: str, side: int, count: int) -> dict[str, Any]:
+def _row(kind: str, side: int, count: int, times: int) -> dict[str, Any]:
     images = torch.randint(
         0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    value = _milliseconds(lambda: corrupt(images, kind, SEVERITY)) / count
-    reference = _peer(kind, images)
+    value = _milliseconds(lambda: corrupt(images, kind, SEVERITY), times) / count
+    reference = _peer(kind, images, times)
     return {
         "what": f"corruption {kind}, {side} x {side} x 3, batch of {count}",
         "value": value,
         "unit": "ms/image",
         "reference": reference,
         "ratio": None if reference is None else reference / value,
+        "target": None,
     }
 
 
-def _milliseconds(work: Callable[[], Any], times: int = 5) -> float:
+def _milliseconds(work: Callable[[], Any], times: int) -> float:
     """The best of several runs: what others do on the machine only adds."""
     work()
     best = float("inf")
@@ -73,7 +75,7 @@ def _milliseconds(work: Callable[[], Any], times: int = 5) -> float:
     return best * 1000
 
 
-def _peer(kind: str, images: torch.Tensor) -> float | None:
+def _peer(kind: str, images: torch.Tensor, times: int) -> float | None:
     try:
         import cv2
         from imagecorruptions import corrupt as peer_corrupt
@@ -83,6 +85,6 @@ def _peer(kind: str, images: torch.Tensor) -> float | None:
     cv2.setNumThreads(1)
     image = images[0].permute(1, 2, 0).contiguous().numpy()
     try:
-        return _milliseconds(lambda: peer_corrupt(image, corruption_name=kind, severity=SEVERITY))
+        return _milliseconds(lambda: peer_corrupt(image, corruption_name=kind, severity=SEVERITY), times)
     except (AttributeError, TypeError):  # names that NumPy 2 or scikit-image removed
         return None

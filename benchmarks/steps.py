@@ -1,0 +1,173 @@
+"""What a training step of each method costs, in ERM steps, beside a straightforward implementation of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.straightforward import STRAIGHTFORWARD, hutchinson_diagonal
+from benchmarks.timing import Work, compare
+from unseen.networks import Network, build_network
+from unseen.objectives.head_statistics import head_statistics
+from unseen.registry import averaging, objectives, updates
+from unseen.shifts import Batch
+from unseen.training.fit import TrainingSystem, build_optimizer
+from unseen.training.learner import Learner
+
+CLASSES = 2
+AFTER_WARMUPS = 1000
+CLOSED_FORMS = ("coral", "fishr", "hgp", "hutchinson", "iga", "irm", "vrex")
+DOMAINBED = {  # x ERM, MLP 392-390-390-390, 2 domains x 64, one thread; measured on another machine and day
+    "coral": 1.61,
+    "dann": 2.19,
+    "fishr": 1.53,
+    "groupdro": 1.18,
+    "hgp": 1.74,
+    "hutchinson": 58.3,
+    "iga": 3.63,
+    "irm": 1.18,
+    "mixup": 1.23,
+    "sam": 1.90,
+    "vrex": 1.08,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network and the batch of one step."""
+
+    name: str
+    network: str
+    shape: tuple[int, ...]
+    domains: int
+    per_domain: int
+
+    def batch(self) -> Batch:
+        generator = torch.Generator().manual_seed(0)
+        count = self.domains * self.per_domain
+        return Batch(
+            x=torch.randn(count, *self.shape, generator=generator),
+            y=torch.randint(0, CLASSES, (count,), generator=generator),
+            domain=torch.arange(self.domains).repeat_interleave(self.per_domain),
+            domains=self.domains,
+            step=AFTER_WARMUPS,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.domains} x {self.per_domain}"
+
+
+WIDE = Setting("MLP 392-390-390-390", "mlp(width=390, depth=3)", (392,), 2, 64)
+SETTINGS = (
+    WIDE,
+    Setting("MLP 392-390-390-390", "mlp(width=390, depth=3)", (392,), 8, 32),
+    Setting("CNN, 3 x 28 x 28", "cnn", (3, 28, 28), 2, 64),
+)
+LEARNER = Learner(learning_rate=1e-6)  # weights must not wander off while a step is repeated
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """CPU time of a step as a multiple of an ERM step's; `reference` is the straightforward one's multiple."""
+    rounds = 1 if quick else 40
+    settings = [Setting("MLP 8-4", "mlp(width=4, depth=1)", (8,), 2, 4)] if quick else SETTINGS
+    rows = [row for setting in settings for row in _steps(setting, rounds)]
+    return [*rows, _diagonal(settings[0], rounds, 3 if quick else 300)]
+
+
+def _steps(setting: Setting, rounds: int) -> list[dict[str, Any]]:
+    ours = {name: _step(setting, objective=name) for name in objectives.names()}
+    ours |= {name: _step(setting, update=name) for name in updates.names() if name != "plain"}
+    ours |= {name: _step(setting, average=name) for name in averaging.names()}
+    theirs = {f"straightforward {name}": _straightforward_step(setting, name) for name in STRAIGHTFORWARD}
+    seconds = compare({**ours, **theirs}, rounds=rounds, seconds=0.02)
+    erm = seconds["erm"]
+    plain = seconds["straightforward erm"] * 1e3
+    rows = [_row(f"erm step: {setting}", erm * 1e3, "ms", plain, None)]
+    for name in ours:
+        if name != "erm":
+            other = seconds.get(f"straightforward {name}", math.nan) / erm
+            target = "<= 1.2" if name in CLOSED_FORMS else None
+            rows.append(_row(f"{name} step: {setting}", seconds[name] / erm, "x ERM", other, target))
+            if setting == WIDE:
+                rows[-1]["recorded"] = DOMAINBED.get(name)
+    return rows
+
+
+def _row(what: str, value: float, unit: str, reference: float, target: Any) -> dict[str, Any]:
+    known = None if math.isnan(reference) else reference
+    return {
+        "what": what,
+        "value": value,
+        "unit": unit,
+        "reference": known,
+        "ratio": known and known / value,
+        "target": target,
+    }
+
+
+def _step(
+    setting: Setting, objective: str = "erm", update: str = "plain", average: str | None = None
+) -> Work:
+    """One training step as the training loop makes it, from a batch in memory."""
+    batch, network = setting.batch(), _network(setting)
+    system = TrainingSystem(network, objectives.build(objective))
+    system.objective.setup(features=network.features, classes=CLASSES, domains=setting.domains)
+    rule = updates.build(update).bind(system, build_optimizer(LEARNER, list(system.parameters())))
+    average_of_weights = averaging.build(average) if average is not None else None
+    if average_of_weights is not None:
+        average_of_weights.setup(steps=1)
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        rule.step(system, system.objective.prepare(batch, generator))
+        if average_of_weights is not None:
+            average_of_weights.observe(AFTER_WARMUPS, network, None)
+
+    return step
+
+
+def _straightforward_step(setting: Setting, name: str) -> Work:
+    batch, network = setting.batch(), _network(setting)
+    domains = [(part.x, part.y) for part in map(batch.of_domain, range(batch.domains))]
+    optimizer = build_optimizer(LEARNER, list(network.parameters()))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        STRAIGHTFORWARD[name](network, domains).backward()
+        optimizer.step()
+
+    return step
+
+
+def _diagonal(setting: Setting, rounds: int, probes: int) -> dict[str, Any]:
+    """The Hessian diagonal of one domain and its gradient in the features: exact, and estimated by probes."""
+    part = setting.batch().of_domain(0)
+    network = _network(setting)
+    features = network.featurizer(part.x).detach().requires_grad_()
+
+    def backward(diagonal: Tensor) -> None:
+        diagonal.square().sum().backward()
+        features.grad = None
+
+    def exact() -> None:
+        domain = torch.zeros_like(part.domain)
+        logits = network.head(features)
+        found = head_statistics(features, logits, part.y, domain, 1, order=["hessian_diagonal"])
+        backward(found.values["hessian_diagonal"])
+
+    def estimated() -> None:
+        loss = torch.nn.functional.cross_entropy(network.head(features), part.y)
+        backward(hutchinson_diagonal(loss, network.head, probes))
+
+    seconds = compare({"exact": exact, "estimated": estimated}, rounds=min(rounds, 5))
+    what = f"exact Hessian diagonal of the head against {probes} double-backward probes, 1 domain: {setting}"
+    return _row(what, seconds["exact"] * 1e3, "ms", seconds["estimated"] * 1e3, 100.0)
+
+
+def _network(setting: Setting) -> Network:
+    torch.manual_seed(0)
+    return build_network(setting.network, setting.shape, CLASSES)
