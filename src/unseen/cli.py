@@ -20,6 +20,9 @@ app = typer.Typer(
     help="Generalization beyond the training distribution: train, judge and deploy models under shift.",
 )
 
+WORTH_ESTIMATING = 5000
+"""Training steps in all: with fewer, estimating how long they take would take about as long."""
+
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file that registers methods.")]
 
 
@@ -32,13 +35,8 @@ def main() -> None:
     try:
         app()
     except UnseenError as error:
-        _console(stderr=True).print(f"[bold red]error:[/] {_escape(error)}", highlight=False, soft_wrap=True)
+        _say(_console(stderr=True), "[bold red]error:[/]", error)
         sys.exit(2)
-    except KeyboardInterrupt:
-        _console(stderr=True).print(
-            "interrupted: what is finished is kept; the same command goes on from there"
-        )
-        sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)
@@ -102,13 +100,17 @@ def run(
 ) -> None:
     """Train learners, judge them on domains they have not seen, write a report and a model to deploy."""
     console = _console()
-    _load_plugins(plugin)
+    folder = out or Path("runs") / _folder_name(data)
     with _said(console, "loading"):
         from unseen.shifts.checks import check_shift
         from unseen.shifts.opening import open_shift
         from unseen.studies.study import Study
         from unseen.training import Hardware
 
+    hardware = Hardware(accelerator, devices, precision)
+    with _warnings_told(console):
+        _load_plugins(plugin)
+        _check_before_training(folder, detector, coverage, engine, workers, hardware)
     with _warnings_told(console), _said(console, f"opening {data}"):
         given = {"label": label, "domain": domain, "group": group, "time": time, "text": text}
         shift = open_shift(
@@ -142,11 +144,25 @@ def run(
         clip=clip,
         patience=patience,
     )
-    folder = out or Path("runs") / _folder_name(data)
-    hardware = Hardware(accelerator, devices, precision)
-    with _warnings_told(console):
+    with _warnings_told(console), _resumable(console):
         _execute(study, folder, engine, workers, hardware, console)
         _finish(folder, study, detector, coverage, hardware, console)
+
+
+def _check_before_training(
+    folder: Path, detector: str, coverage: float, engine: str, workers: int | None, hardware: Any
+) -> None:
+    """What is used last is checked first: nobody should train for an hour to learn of a misspelt detector."""
+    from unseen.measures.coverage import check_coverage
+    from unseen.registry import detectors
+    from unseen.studies.execution import check_engine
+    from unseen.training.model_folder import require_replaceable
+
+    detectors.build(detector)
+    check_coverage(coverage)
+    check_engine(engine, workers)
+    hardware.fabric()
+    require_replaceable(folder / "model")
 
 
 def _execute(study: Any, folder: Path, engine: str, workers: int | None, hardware: Any, console: Any) -> None:
@@ -157,7 +173,8 @@ def _execute(study: Any, folder: Path, engine: str, workers: int | None, hardwar
         there = len(study.plan.cells) - missing
         if there:
             console.print(f"{there} of {len(study.plan.cells)} runs are already in {folder}")
-        if missing:
+        steps = sum(learner.steps for learner in study.plan.learners) * missing // len(study.plan.learners)
+        if steps > WORTH_ESTIMATING:
             with _said(console, "estimating the time"):
                 seconds = estimate_seconds(study.plan, store, workers)
             console.print(f"{missing} runs to train, about {_duration(seconds)}")
@@ -203,18 +220,24 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="CSV or Parquet file; default the terminal.")
     ] = None,
-    text: Annotated[str | None, typer.Option(help="Column of texts, for models of texts.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Column of texts; default the column it was trained on.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave images that cannot be decoded out.")] = False,
     plugin: Plugins = None,
 ) -> None:
     """Label, probabilities, familiarity and accept/abstain for new data."""
     console = _console(stderr=out is None)
+    if out is not None:
+        _check_table_ending(out)
     _load_plugins(plugin)
     from unseen.shifts.new_inputs import open_inputs
     from unseen.training.model_folder import load
 
     with _warnings_told(console):
         predictor = load(model)
-        inputs, names = open_inputs(data, predictor.preprocessing, text)
+        text = text or predictor.facts.get("data", {}).get("source", {}).get("text")
+        inputs, names = open_inputs(data, predictor.preprocessing, text, skip_bad=skip_bad)
         table = predictor.predict(inputs)
     table.insert(0, "id", names)
     if out is None:
@@ -299,7 +322,7 @@ def reproduce(
 
     for each in papers.names() if name == "all" else [name]:
         papers[each]  # an unknown name is reported before a progress bar appears
-        with _progress(console) as bar:
+        with _resumable(console), _progress(console) as bar:
             task = bar.add_task(each, total=None)
             tell = functools.partial(_tell_unit, bar, task, each)
             scale: Any = "full" if full else "laptop"
@@ -346,12 +369,27 @@ def _warnings_told(console: Any) -> Iterator[None]:
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
         if issubclass(category, UnseenWarning) and str(message) not in told:
             told.add(str(message))
-            console.print(f"[yellow]warning:[/] {_escape(message)}", highlight=False, soft_wrap=True)
+            _say(console, "[yellow]warning:[/]", message)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnseenWarning)
         warnings.showwarning = show
         yield
+
+
+def _say(console: Any, mark: str, message: object) -> None:
+    """One message; a terminal gets it wrapped between words, a file as one line."""
+    console.print(f"{mark} {_escape(message)}", highlight=False, soft_wrap=not console.is_terminal)
+
+
+@contextlib.contextmanager
+def _resumable(console: Any) -> Iterator[None]:
+    """Say on Ctrl-C that nothing is lost, and end with the shell's exit code for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("interrupted: what is finished is kept; the same command goes on from there")
+        raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager
@@ -400,6 +438,13 @@ def _folder_name(data: str) -> str:
     return "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name).strip("-") or "study"
 
 
+def _check_table_ending(path: Path) -> None:
+    from unseen.errors import InputError
+
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise InputError(f"file {str(path)!r}", "has an unknown ending", "Write to .csv or .parquet.")
+
+
 def _write_table(table: Any, path: Path) -> None:
     from unseen.errors import InputError
 
@@ -407,16 +452,17 @@ def _write_table(table: Any, path: Path) -> None:
     try:
         if path.suffix.lower() == ".parquet":
             table.to_parquet(temporary, index=False)
-        elif path.suffix.lower() == ".csv":
-            table.to_csv(temporary, index=False)
         else:
-            raise InputError(f"file {str(path)!r}", "has an unknown ending", "Write to .csv or .parquet.")
+            table.to_csv(temporary, index=False)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"file {str(path)!r}", f"cannot be written ({error.strerror})", "Choose another."
-        ) from None
+        problem = (
+            f"cannot be written ({error.strerror or error})"  # pandas gives a missing folder no strerror
+        )
+        raise InputError(f"file {str(path)!r}", problem, "Choose another.") from None
+    finally:
+        with contextlib.suppress(OSError):  # it is gone when all went well
+            temporary.unlink()
 
 
 if __name__ == "__main__":

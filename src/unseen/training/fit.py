@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unseen.averaging import StateDict, estimate_batch_statistics, has_batch_statistics, snapshot
-from unseen.errors import InputError, TrainingDiverged
+from unseen.errors import InputError, TrainingDiverged, UnseenWarning
 from unseen.networks import Network, build_network
 from unseen.networks.simple import default_network
 from unseen.objectives import Loss, Objective
@@ -43,19 +45,24 @@ class Hardware:
         """A new `lightning_fabric.Fabric`; raises `InputError` when this machine has no such hardware."""
         from lightning_fabric import Fabric
 
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it prints a line at every training
         try:
-            return Fabric(
-                accelerator=self.accelerator,
-                devices=self.devices,
-                precision=self.precision,  # type: ignore[arg-type]
-                strategy="ddp_spawn" if self.devices > 1 else "auto",
-            )
+            with warnings.catch_warnings(record=True) as told:
+                fabric = Fabric(
+                    accelerator=self.accelerator,
+                    devices=self.devices,
+                    precision=self.precision,  # type: ignore[arg-type]
+                    strategy="ddp_spawn" if self.devices > 1 else "auto",
+                )
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
             raise InputError(
                 f"accelerator {self.accelerator!r}, devices {self.devices}, precision {self.precision!r}",
                 f"cannot be used here ({str(error).strip().rstrip('.')})",
                 "accelerator=auto, devices=1 and precision=32-true work everywhere.",
             ) from None
+        for one in told:  # such as that it takes bfloat16 where float16 is not to be had
+            warnings.warn(str(one.message), UnseenWarning, stacklevel=2)
+        return fabric
 
 
 @dataclass

@@ -34,7 +34,7 @@ def save(predictor: Predictor, folder: str | Path) -> Path:
     Raises `InputError` when it cannot be written, or holds anything but a model: that would be lost.
     """
     folder = Path(folder)
-    _require_replaceable(folder)
+    require_replaceable(folder)
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,8 @@ def load(folder: str | Path) -> Predictor:
     return predictor.eval()
 
 
-def _require_replaceable(folder: Path) -> None:
+def require_replaceable(folder: Path) -> None:
+    """Raise `InputError` when `folder` holds anything but a model, which `save` would delete."""
     if not folder.exists():
         return
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else None
