@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test reproduce benchmark clean
+.PHONY: demo test docs reproduce benchmark clean
 
 demo: .venv/demo
 	$(BIN)/unseen run digits --network "cnn(width=16)" --steps 200 --learning-rate 0.003
@@ -11,6 +11,9 @@ test: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
+
+docs: .venv/test
+	$(BIN)/python -m unseen.reports.documents
 
 reproduce: .venv/test
 	$(BIN)/unseen reproduce all --record docs/reproductions

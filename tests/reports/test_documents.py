@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+
+from unseen.registry import REGISTRIES
+from unseen.reports.documents import METHODS, REPRODUCTIONS, methods_page, reproductions_page
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("name", [METHODS, REPRODUCTIONS])
+def test_generated_pages_are_up_to_date(name):
+    made = methods_page() if name == METHODS else reproductions_page(DOCS / "reproductions")
+    assert (DOCS / name).read_text() == made, "run `make docs`"
+
+
+def test_every_method_is_on_the_page_once():
+    page = methods_page()
+    for registry in REGISTRIES.values():
+        for entry in registry:
+            assert page.count(f"| `{entry.name}` |") == 1
