@@ -186,7 +186,9 @@ def test_contamination_is_the_share_of_outliers_in_training(contamination):
     assert outliers.sum() == round(contamination * len(x))
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in detectors if entry.target.needs_logits])
+@pytest.mark.parametrize(
+    "name", [entry.name for entry in detectors if getattr(entry.target, "needs_logits", False)]
+)
 def test_detectors_of_logits_are_refused_with_a_choice(name):
     with pytest.raises(InputError, match=f"'{name}': reads the logits.*Choose one of .*knn, mahalanobis"):
         FamiliarityDetector(name).fit(examples()[0])

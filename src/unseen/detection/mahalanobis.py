@@ -77,6 +77,10 @@ def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
 class Mahalanobis(Detector):
     """Minus the smallest squared distance; `shrinkage` is relative to the mean variance of a feature."""
 
+    transform: Tensor
+    centre: Tensor
+    means: Tensor
+
     def __init__(self, shrinkage: float = 1e-4):
         super().__init__()
         self.shrinkage = shrinkage
@@ -103,6 +107,11 @@ class Mahalanobis(Detector):
 )
 class RelativeMahalanobis(Detector):
     """Minus the smallest of (distance to class c - distance to the Gaussian of all features)."""
+
+    transform: Tensor
+    centre: Tensor
+    means: Tensor
+    background: Tensor
 
     def __init__(self, shrinkage: float = 1e-4):
         super().__init__()

@@ -41,6 +41,8 @@ class NearestNeighbours(Detector):
     largest  rows kept; a larger bank is thinned evenly (a 1 % bank loses less than a point of AUROC there)
     """
 
+    bank: Tensor
+
     def __init__(self, k: int | None = None, largest: int = 10_000):
         super().__init__()
         self.k, self.largest = k, largest

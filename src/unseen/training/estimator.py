@@ -79,22 +79,22 @@ class UnseenClassifier(ClassifierMixin, BaseEstimator):
         Raises ValueError for what scikit-learn refuses (NaN, continuous labels, lengths that differ), and
         `InputError`, a ValueError, for an objective that compares domains when none are given.
         """
-        X, y = validate_data(self, X, y)
-        y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
+        features, targets = validate_data(self, X, y)
+        targets = column_or_1d(targets, warn=True)
+        check_classification_targets(targets)
+        self.classes_, labels = np.unique(targets, return_inverse=True)
         if domain is None:
             self._require_no_domains()
-            domain = np.full(len(y), "all")
+            domain = np.full(len(targets), "all")
         domain = column_or_1d(domain)
-        check_consistent_length(y, domain)
+        check_consistent_length(targets, domain)
         self.domains_, domains = np.unique(domain, return_inverse=True)
         shift = Shift(
             name="arrays",
             kind="array",
-            inputs=torch.from_numpy(np.array(X, dtype=np.float64)),
-            labels=labels,
-            domain=domains,
+            inputs=torch.from_numpy(np.array(features, dtype=np.float64)),
+            labels=torch.from_numpy(labels),
+            domain=torch.from_numpy(domains),
             classes=tuple(map(str, self.classes_)),
             domains=tuple(map(str, self.domains_)),
         )

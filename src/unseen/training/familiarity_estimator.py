@@ -48,20 +48,21 @@ class FamiliarityDetector(OutlierMixin, BaseEstimator):
             raise InputError("contamination", f"is {self.contamination}", "Give a share from 0 to below 1.")
         detector: Detector = detectors.build(self.detector)
         if detector.needs_logits:
-            others = [e.name for e in detectors if not e.target.needs_logits]
+            others = [e.name for e in detectors if not getattr(e.target, "needs_logits", False)]
             raise InputError(
                 f"detector {self.detector!r}",
                 "reads the logits of a classifier, but arrays of features have none",
                 f"Choose one of {', '.join(others)}, or fit it on a predictor: Predictor.know_familiar.",
             )
-        X = validate_data(self, X)
-        labels = np.zeros(len(X), dtype=np.int64)
+        features: NDArray = validate_data(self, X)
+        labels = np.zeros(len(features), dtype=np.int64)
         if y is not None:
             y = column_or_1d(y)
             check_classification_targets(y)
             labels = np.unique(y, return_inverse=True)[1]
-        bank = _bank(X)
-        bank.labels, bank.logits = torch.from_numpy(labels), torch.zeros(len(X), int(labels.max()) + 1)
+        bank = _bank(features)
+        bank.labels = torch.from_numpy(labels)
+        bank.logits = torch.zeros(len(features), int(labels.max()) + 1)  # tells how many classes there are
         self.detector_ = detector.fit(bank)
         self.offset_ = threshold_at_coverage(self.detector_.score(bank).numpy(), 1 - self.contamination)
         return self

@@ -110,6 +110,7 @@ def _program(predictor: Predictor, familiarity: Familiarity | None) -> Any:
             dynamic_shapes={"x": dynamic},
             verbose=False,
         )
+    assert program is not None  # torch.onnx gives None only for its older way of exporting
     facts = {
         "library": f"unseen {unseen.__version__}",
         "classes": json.dumps(predictor.classes),
