@@ -24,6 +24,8 @@ _PUBLIC = {
     "Predictor": "unseen.training",
     "fit": "unseen.training",
     "load": "unseen.training.model_folder",
+    "UnseenClassifier": "unseen.training.estimator",
+    "FamiliarityDetector": "unseen.training.familiarity_estimator",
     "Study": "unseen.studies",
 }
 __all__ = ["__version__", *_PUBLIC]
