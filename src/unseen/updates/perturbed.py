@@ -1,0 +1,127 @@
+"""The engine of sharpness-aware rules: a gradient at the worst parameters within a ball around the present ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from unseen.errors import InputError
+from unseen.objectives import Loss
+from unseen.shifts import Batch
+from unseen.updates.base import LossFunction, UpdateRule
+
+METRICS = ("euclidean", "adaptive", "fisher")
+
+
+class PerturbedStep(UpdateRule):
+    """Gradient g at the parameters w, gradient g' at w + r T^2 g / |T g|, and a step along what both make.
+
+    T, a diagonal, is the metric of the ball of radius r:
+    "euclidean"  T = 1 (Foret et al. 2021, equation 2)
+    "adaptive"   T = |w| + eta (Kwon et al. 2021, equation 9); eta keeps weights of zero movable
+    "fisher"     T^2 = 1 / (1 + eta g^2), inverse of the damped empirical Fisher (Kim et al. 2022, equation 11)
+
+    Subclasses may define the `radius`, and the `target`: the gradient to follow, made of g and g'. Running
+    statistics of batch normalisation see the first pass only.
+    """
+
+    def __init__(self, rho: float, metric: str = "euclidean", eta: float = 0.01):
+        if metric not in METRICS:
+            raise InputError(f"metric {metric!r}", "is not known", f"Choose one of {', '.join(METRICS)}.")
+        if rho < 0 or eta < 0:
+            raise InputError(f"rho {rho}, eta {eta}", "are below zero", "Give values of zero or more.")
+        self.rho, self.metric, self.eta = rho, metric, eta
+
+    def bind(self, module: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Self:
+        super().bind(module, optimizer, **options)
+        layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._batch_norms = [layer for layer in layers if layer.track_running_stats]
+        return self
+
+    def radius(self, batch: Batch) -> float | Tensor:
+        """Radius of the ball: a number, or (R,) when stacked. Called after the first gradient."""
+        return self.rho
+
+    def target(self, first: list[Tensor | None]) -> None:
+        """Turn the gradient at the perturbed parameters into the one to follow; `first` is that at w."""
+
+    @torch.no_grad()
+    def scales(self) -> list[Tensor | None] | None:
+        """T of each parameter, None for one; made of the present parameters and gradients."""
+        if self.metric == "adaptive":
+            return [p.abs() + self.eta for p in self.parameters]
+        if self.metric == "fisher":
+            gradients = [p.grad for p in self.parameters]
+            return [None if g is None else (1 + self.eta * g.square()).rsqrt() for g in gradients]
+        return None
+
+    @torch.no_grad()
+    def ascend(self, radius: float | Tensor, scales: list[Tensor | None] | None = None) -> None:
+        """Move the parameters by radius T^2 g / |T g|, with g the present gradient."""
+        factor = radius / (self.gradient_norm(scales) + 1e-12)  # type: ignore[arg-type]
+        for index, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                move = parameter.grad if scales is None else parameter.grad * scales[index].square()  # type: ignore[union-attr]
+                parameter.addcmul_(move, self.per_run(factor, parameter))
+
+    def gradient_again(self, loss_function: LossFunction, batch: Batch) -> None:
+        """Fill the gradients at the perturbed parameters; running statistics stay as they are."""
+        for layer in self._batch_norms:
+            layer.track_running_stats = False  # training then takes the batch's statistics and keeps none
+        try:
+            self.gradient(loss_function, batch.again())
+        finally:
+            for layer in self._batch_norms:
+                layer.track_running_stats = True
+
+    def gradients(self) -> list[Tensor | None]:
+        """The present gradients: the next pass makes new ones and leaves these alone."""
+        return [parameter.grad for parameter in self.parameters]
+
+    @contextmanager
+    def parameters_restored(self) -> Iterator[None]:
+        """Inside, parameters may move; afterwards they are what they were."""
+        here = [parameter.detach().clone() for parameter in self.parameters]
+        try:
+            yield
+        finally:
+            self.return_to(here)
+
+    @torch.no_grad()
+    def return_to(self, here: list[Tensor]) -> None:
+        """Copied, not subtracted: w + e - e is not w in floating point."""
+        for parameter, original in zip(self.parameters, here, strict=True):
+            parameter.copy_(original)
+
+    def step(self, loss_function: LossFunction, batch: Batch) -> Loss:
+        loss = self.gradient(loss_function, batch)
+        first = self.gradients()
+        with self.parameters_restored():
+            self.ascend(self.radius(batch), self.scales())
+            self.gradient_again(loss_function, batch)
+        self.target(first)
+        self.apply()
+        return loss
+
+    def inner_products(self, one: list[Tensor | None], other: list[Tensor | None]) -> Tensor:
+        """<one, other> over all parameters that both have: a scalar, or (R,) when stacked."""
+        products = []
+        for a, b in zip(one, other, strict=True):
+            if a is not None and b is not None:
+                product = a * b
+                products.append(product.flatten(1).sum(1) if self.stacked else product.sum())
+        return torch.stack(products).sum(0) if products else torch.zeros(())
+
+    @torch.no_grad()
+    def subtract_orthogonal(self, vectors: list[Tensor | None], weight: float) -> None:
+        """g <- g - weight * (the part of `vectors` orthogonal to g), with g the present gradient."""
+        present = self.gradients()
+        share = self.inner_products(vectors, present) / (self.inner_products(present, present) + 1e-24)
+        for vector, gradient in zip(vectors, present, strict=True):
+            if vector is not None and gradient is not None:
+                orthogonal = vector - self.per_run(share, gradient) * gradient
+                gradient.sub_(orthogonal, alpha=weight)

@@ -1,0 +1,74 @@
+"""A small problem in double precision, with its loss as a function of one flat parameter vector."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from unseen.networks import Network
+from unseen.objectives.erm import ERM
+from unseen.registry import updates
+from unseen.shifts import Batch
+from unseen.training.fit import TrainingSystem
+
+
+class Problem:
+    """A two-layer network on `domains` domains of 6 examples; `theta` are its parameters end to end."""
+
+    rate = 0.1
+
+    def __init__(self, domains=3, objective=None):
+        generator = torch.Generator().manual_seed(3)
+        count = 6 * domains
+        self.batch = Batch(
+            x=torch.randn(count, 4, generator=generator, dtype=torch.float64),
+            y=torch.randint(3, (count,), generator=generator),
+            domain=torch.arange(domains).repeat_interleave(6),
+            domains=domains,
+            ids=torch.arange(count),
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = Network(nn.Sequential(nn.Linear(4, 5), nn.Tanh()), 5, 3).double()
+        self.system = TrainingSystem(network, objective or ERM())
+        self.names = [name for name, _ in self.system.named_parameters()]
+        self.shapes = [p.shape for p in self.system.parameters()]
+
+    @property
+    def theta(self):
+        return torch.cat([p.detach().flatten() for p in self.system.parameters()])
+
+    def split(self, theta):
+        sizes = [shape.numel() for shape in self.shapes]
+        return [part.view(shape) for part, shape in zip(theta.split(sizes), self.shapes, strict=True)]
+
+    def loss(self, theta, batch):
+        state = dict(zip(self.names, self.split(theta), strict=True))
+        return functional_call(self.system, state, (batch,)).total
+
+    def grad(self, theta, batch=None):
+        theta = theta.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(theta, self.batch if batch is None else batch), theta)
+        return gradient
+
+    def rule(self, spec, optimizer=torch.optim.SGD, **options):
+        rule = updates.build(spec) if isinstance(spec, str) else spec
+        return rule.bind(self.system, optimizer(self.system.parameters(), lr=self.rate), **options)
+
+    def direction(self, spec, steps=1, **options):
+        """The gradient that the last of some steps of the rule follows, by plain SGD."""
+        rule = self.rule(spec, **options)
+        for _ in range(steps):
+            before = self.theta
+            rule.step(self.system, self.batch)
+        return (before - self.theta) / self.rate
+
+
+@pytest.fixture
+def problem():
+    return Problem()
+
+
+@pytest.fixture
+def make_problem():
+    return Problem
