@@ -70,7 +70,7 @@ class LMInfinite(Reproduction):
         },
         "block error": "largest difference of block-wise and dense attention on random tensors",
         "memory slope": "of log bytes over log length, block-wise: 1 is linear, 2 quadratic",
-        "time slope": "of log seconds over log length, block-wise",
+        "time slope": "of log seconds over log length, block-wise; unreliable on a busy machine",
     }
     claims = (
         Claim(
