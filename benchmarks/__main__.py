@@ -104,7 +104,8 @@ def markdown(found: dict[str, list[Row]], conditions: str) -> str:
     parts = [
         "# Benchmarks\n",
         "Written by `python -m benchmarks --markdown docs/benchmarks.md`. Values that are compared were measured "
-        "in the same run, in turns; the best of several rounds counts.\n",
+        "in the same run; the best of several rounds counts. Targets are a least ratio (20x) or a greatest value "
+        "(<= 0.5). Where the load exceeds the cores, others shared caches and time: small differences are noise.\n",
         f"{conditions}\n",
     ]
     for name, rows in found.items():
