@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen.errors import InputError
+from unseen.sequences import policy_attention
+from unseen.sequences.attention_policy import attention_policy
 from unseen.sequences.lambda_attention import lambda_attention
 from unseen.sequences.policy_attention import left_padding
 from unseen.sequences.positions import Alibi, Rotary
@@ -256,3 +258,12 @@ def test_shapes_that_do_not_fit(generator):
     for bad in ((q[0], k, v), (q[:, :3], k, v), (q, k[..., :4], v), (q, k[:, :, :5], v[:, :, :5])):
         with pytest.raises(InputError):
             lambda_attention(*bad, n_local=4, n_global=2, d_max=4)
+
+
+def test_queries_in_parts_see_what_they_see_at_once(monkeypatch, generator):
+    q, k, v = (torch.randn(2, 3, 37, 8, generator=generator) for _ in range(3))
+    policy, padding = attention_policy("ceiling-only", 8), torch.tensor([0, 5])
+    given = (policy, q[:, :, 10:], k, v, Rotary.default(8), padding, 37)
+    monkeypatch.setattr(policy_attention, "QUERIES_AT_ONCE", 10)
+    in_parts = policy_attention._dense_in_parts(*given)
+    assert torch.allclose(in_parts, policy_attention._dense(*given), atol=1e-6)

@@ -42,7 +42,7 @@ def attend(
     elif policy.local(length) == length and (policy.d_max is None or policy.d_max >= length - 1):
         core = _causal  # neither mask nor ceiling has reached anything yet
     else:
-        core = _dense if policy.n_local is None else _blockwise
+        core = _dense_in_parts if policy.n_local is None else _blockwise
     if policy.topk is None or layer < policy.topk_first_layer:
         return core(policy, q, k, v, encoding, padding, length)
     if len(q) > 1 and q.shape[2] > 1:
@@ -137,6 +137,29 @@ def _dense(
         chosen = torch.zeros_like(middle).scatter(-1, best, True) & middle
         logits, visible = torch.where(chosen, candidates, logits), visible | chosen
     return _softmax(logits, visible).to(v.dtype) @ v
+
+
+QUERIES_AT_ONCE = 1024
+
+
+def _dense_in_parts(
+    policy: AttentionPolicy,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    encoding: Encoding,
+    padding: Tensor | None,
+    length: int,
+) -> Tensor:
+    """`_dense`, some queries at a time: without a window all keys count, but not all logits must be held."""
+    queries, parts = q.shape[2], []
+    for start in range(0, queries, QUERIES_AT_ONCE):
+        stop = min(start + QUERIES_AT_ONCE, queries)
+        later = queries - stop
+        earlier_k, earlier_v = (x[:, :, : x.shape[2] - later] for x in (k, v))
+        part = _dense(policy, q[:, :, start:stop], earlier_k, earlier_v, encoding, padding, length - later)
+        parts.append(part)
+    return torch.cat(parts, dim=2)
 
 
 def _blockwise(
