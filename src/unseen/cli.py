@@ -290,8 +290,12 @@ def report(
     from unseen.studies.results import Results
 
     results = Results(folder, rule)  # type: ignore[arg-type]
+    source = results.plan["shift"]["source"]
     try:
-        shift = open_shift(**results.plan["shift"]["source"]) if results.plan["shift"]["source"] else None
+        with _warnings_told(console):
+            shift = open_shift(**source) if source else None
+        if shift is not None and shift.fingerprint != results.plan["shift"]["fingerprint"]:
+            raise InputError(f"data {source['source']!r}", "have changed since the study")
     except InputError as error:
         console.print(f"[yellow]note:[/] examples are left out: {_escape(error)}", highlight=False)
         shift = None

@@ -156,7 +156,7 @@ def test_study_without_any_finished_run_is_an_error_and_writes_nothing(run_study
     results, shift = run_study(make_shift(), ["erm"], seeds=1)
     with sqlite3.connect(results.folder / "results.sqlite") as store:
         store.execute("update cells set status = 'failed', error = 'out of memory'")
-    with pytest.raises(InputError, match="no finished cell"):
+    with pytest.raises(InputError, match="no finished run"):
         write_report(Results(results.folder), shift, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -36,7 +36,7 @@ def encode(values: Any, subject: str, names: Sequence[str] | None = None) -> tup
             subject,
             f"has {len(found)} different numbers in {len(series)} rows, such as "
             f"{', '.join(map(_name, found[:3]))}: it looks like a measured quantity",
-            "Regression is not supported: cut it into a few classes (pandas.cut) and name that column.",
+            "Cut it into a few ranges (pandas.cut) and name that column. Regression is not supported.",
         )
     written = [_name(value) for value in found]
     order = tuple(sorted(set(written))) if names is None else names

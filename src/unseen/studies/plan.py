@@ -15,6 +15,7 @@ from unseen.errors import InputError, nearest
 from unseen.registry import averaging, objectives, updates
 from unseen.shifts import Shift
 from unseen.training import Learner
+from unseen.training.fit import check_network
 
 Rule = Literal["id-validation", "leave-one-domain-out", "oracle"]
 RULES: tuple[Rule, ...] = ("id-validation", "leave-one-domain-out", "oracle")
@@ -115,6 +116,8 @@ class Plan:
             )
         for names in held_out:
             shift.split(names, after=after, validation=validation)  # raises on unknown names, absent classes
+        for learner in made:
+            check_network(learner, shift.split(held_out[0], after=after, validation=validation))
         options: dict[str, Any] = {"after": after, "validation": validation}
         cells: list[Cell] = []
         for learner in made:

@@ -253,9 +253,9 @@ class Results:
         did: an average over fewer domains is no match for the others.
         """
         if not self.methods:
-            raise InputError(
-                f"study {str(self.folder)!r}", "has no finished cell", "See the errors of the failed ones."
-            )
+            errors = self.failed.error.tolist()
+            problem = f"has no finished run; the first of {len(errors)} that failed: {errors[0]}"
+            raise InputError(f"study {str(self.folder)!r}", problem.rstrip("."))
         if len(self.asked) > 1:
             scores = {m: self.average_accuracy(m).estimate for m in self.methods}
             how = f"highest accuracy averaged over {len(self.unseen_domains)} held-out domains"

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from unseen.averaging import StateDict, estimate_batch_statistics, has_batch_statistics, snapshot
 from unseen.errors import InputError, TrainingDiverged, UnseenWarning
-from unseen.networks import Network, build_network
+from unseen.networks import FrozenBackbone, Network, build_network
 from unseen.networks.simple import default_network
 from unseen.objectives import Loss, Objective
 from unseen.registry import Spec, averaging, objectives, updates
 from unseen.shifts import Batch, Split
+from unseen.shifts.preprocessing import fit_preprocessing
 from unseen.shifts.sampling import derive_seed
 from unseen.training.data import TrainingData
 from unseen.training.learner import Learner
@@ -95,14 +96,31 @@ def build_system(learner: Learner, data: TrainingData, seed: int) -> TrainingSys
             f"compares training domains, but there is only one ({split.train_domains[0]!r})",
             "Train on at least two domains, or choose an objective that needs none, such as erm.",
         )
-    spec = learner.network
-    if spec.name == "auto":
-        name = "linear" if learner.backbone is not None else default_network(data.preprocessing.shape)
-        spec = Spec(name, spec.parameters)
     with seeded(seed):
-        network = build_network(spec, data.preprocessing.shape, len(split.shift.classes))
+        network = _build_network(learner, data.preprocessing.shape, len(split.shift.classes))
         objective.setup(features=network.features, classes=network.classes, domains=len(split.train_domains))
     return TrainingSystem(network, objective)
+
+
+def _build_network(learner: Learner, shape: Any, classes: int) -> Network:
+    spec = learner.network
+    if spec.name == "auto":
+        name = "linear" if learner.backbone is not None else default_network(shape)
+        spec = Spec(name, spec.parameters)
+    return build_network(spec, shape, classes)
+
+
+def check_network(learner: Learner, split: Split) -> None:
+    """Raise `InputError` when the learner's network or backbone cannot take the inputs; looks at a few rows."""
+    if learner.network.name == "auto" and learner.backbone is None:
+        return
+    rows = split.train[:32]
+    if learner.backbone is None:
+        preprocessing = fit_preprocessing(split.shift, rows)
+    else:
+        preprocessing = FrozenBackbone.fit(split.shift, rows, learner.backbone)
+    with seeded(0):
+        _build_network(learner, preprocessing.shape, len(split.shift.classes))
 
 
 def build_optimizer(learner: Learner, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
