@@ -6,6 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 from unseen.networks import Network
+from unseen.objectives import Loss
 from unseen.objectives.erm import ERM
 from unseen.registry import updates
 from unseen.shifts import Batch
@@ -72,3 +73,37 @@ def problem():
 @pytest.fixture
 def make_problem():
     return Problem
+
+
+@pytest.fixture
+def stacked_agrees():
+    """Whether three stacked runs of a rule move as three alone, on a loss that no step size can blow up."""
+
+    def moved(spec, starts, goals, stacked):
+        module = nn.ParameterList([nn.Parameter(start.clone()) for start in starts])
+        rule = updates.build(spec).bind(
+            module, torch.optim.SGD(module.parameters(), lr=0.05), stacked=stacked
+        )
+        batch = Problem().batch
+        for _ in range(3):
+
+            def loss(part):
+                share = part.x.mean() + 1  # differs from domain to domain
+                gaps = [p - share * g for p, g in zip(module, goals, strict=True)]
+                return Loss(sum((gap.square() + gap.pow(3) / 10).sum() for gap in gaps))
+
+            rule.step(loss, batch)
+        return [p.detach() for p in module]
+
+    def agrees(spec):
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randn(2, 2, 3, 4, 2, generator=generator, dtype=torch.float64)
+        starts, goals = list(values[0]), list(values[1])
+        together = moved(spec, starts, goals, True)
+        for run in range(3):
+            alone = moved(spec, [s[run] for s in starts], [g[run] for g in goals], False)
+            for a, b in zip(alone, together, strict=True):
+                torch.testing.assert_close(a, b[run])
+        return True
+
+    return agrees

@@ -17,24 +17,8 @@ from unseen.updates.base import LossFunction, UpdateRule
 METRICS = ("euclidean", "adaptive", "fisher")
 
 
-class PerturbedStep(UpdateRule):
-    """Gradient g at the parameters w, gradient g' at w + r T^2 g / |T g|, and a step along what both make.
-
-    T, a diagonal, is the metric of the ball of radius r:
-    "euclidean"  T = 1 (Foret et al. 2021, equation 2)
-    "adaptive"   T = |w| + eta (Kwon et al. 2021, equation 9); eta keeps weights of zero movable
-    "fisher"     T^2 = 1 / (1 + eta g^2), inverse of the damped empirical Fisher (Kim et al. 2022, equation 11)
-
-    Subclasses may define the `radius`, and the `target`: the gradient to follow, made of g and g'. Running
-    statistics of batch normalisation see the first pass only.
-    """
-
-    def __init__(self, rho: float, metric: str = "euclidean", eta: float = 0.01):
-        if metric not in METRICS:
-            raise InputError(f"metric {metric!r}", "is not known", f"Choose one of {', '.join(METRICS)}.")
-        if rho < 0 or eta < 0:
-            raise InputError(f"rho {rho}, eta {eta}", "are below zero", "Give values of zero or more.")
-        self.rho, self.metric, self.eta = rho, metric, eta
+class TwoPassRule(UpdateRule):
+    """A rule that takes gradients at moved parameters and comes back."""
 
     def bind(self, module: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Self:
         super().bind(module, optimizer, **options)
@@ -42,34 +26,8 @@ class PerturbedStep(UpdateRule):
         self._batch_norms = [layer for layer in layers if layer.track_running_stats]
         return self
 
-    def radius(self, batch: Batch) -> float | Tensor:
-        """Radius of the ball: a number, or (R,) when stacked. Called after the first gradient."""
-        return self.rho
-
-    def target(self, first: list[Tensor | None]) -> None:
-        """Turn the gradient at the perturbed parameters into the one to follow; `first` is that at w."""
-
-    @torch.no_grad()
-    def scales(self) -> list[Tensor | None] | None:
-        """T of each parameter, None for one; made of the present parameters and gradients."""
-        if self.metric == "adaptive":
-            return [p.abs() + self.eta for p in self.parameters]
-        if self.metric == "fisher":
-            gradients = [p.grad for p in self.parameters]
-            return [None if g is None else (1 + self.eta * g.square()).rsqrt() for g in gradients]
-        return None
-
-    @torch.no_grad()
-    def ascend(self, radius: float | Tensor, scales: list[Tensor | None] | None = None) -> None:
-        """Move the parameters by radius T^2 g / |T g|, with g the present gradient."""
-        factor = radius / (self.gradient_norm(scales) + 1e-12)  # type: ignore[arg-type]
-        for index, parameter in enumerate(self.parameters):
-            if parameter.grad is not None:
-                move = parameter.grad if scales is None else parameter.grad * scales[index].square()  # type: ignore[union-attr]
-                parameter.addcmul_(move, self.per_run(factor, parameter))
-
     def gradient_again(self, loss_function: LossFunction, batch: Batch) -> None:
-        """Fill the gradients at the perturbed parameters; running statistics stay as they are."""
+        """Fill the gradients by another pass; batch normalisation's running statistics stay as they are."""
         for layer in self._batch_norms:
             layer.track_running_stats = False  # training then takes the batch's statistics and keeps none
         try:
@@ -96,6 +54,51 @@ class PerturbedStep(UpdateRule):
         """Copied, not subtracted: w + e - e is not w in floating point."""
         for parameter, original in zip(self.parameters, here, strict=True):
             parameter.copy_(original)
+
+
+class PerturbedStep(TwoPassRule):
+    """Gradient g at the parameters w, gradient g' at w + r T^2 g / |T g|, and a step along what both make.
+
+    T, a diagonal, is the metric of the ball of radius r:
+    "euclidean"  T = 1 (Foret et al. 2021, equation 2)
+    "adaptive"   T = |w| + eta (Kwon et al. 2021, equation 9); eta keeps weights of zero movable
+    "fisher"     T^2 = 1 / (1 + eta g^2), inverse of the damped empirical Fisher (Kim et al. 2022)
+
+    Subclasses may define the `radius`, and the `target`: the gradient to follow, made of g and g'.
+    """
+
+    def __init__(self, rho: float, metric: str = "euclidean", eta: float = 0.01):
+        if metric not in METRICS:
+            raise InputError(f"metric {metric!r}", "is not known", f"Choose one of {', '.join(METRICS)}.")
+        if rho < 0 or eta < 0:
+            raise InputError(f"rho {rho}, eta {eta}", "are below zero", "Give values of zero or more.")
+        self.rho, self.metric, self.eta = rho, metric, eta
+
+    def radius(self, batch: Batch) -> float | Tensor:
+        """Radius of the ball: a number, or (R,) when stacked. Called after the first gradient."""
+        return self.rho
+
+    def target(self, first: list[Tensor | None]) -> None:
+        """Turn the gradient at the perturbed parameters into the one to follow; `first` is that at w."""
+
+    @torch.no_grad()
+    def scales(self) -> list[Tensor | None] | None:
+        """T of each parameter, None for one; made of the present parameters and gradients."""
+        if self.metric == "adaptive":
+            return [p.abs() + self.eta for p in self.parameters]
+        if self.metric == "fisher":
+            gradients = [p.grad for p in self.parameters]
+            return [None if g is None else (1 + self.eta * g.square()).rsqrt() for g in gradients]
+        return None
+
+    @torch.no_grad()
+    def ascend(self, radius: float | Tensor, scales: list[Tensor | None] | None = None) -> None:
+        """Move the parameters by radius T^2 g / |T g|, with g the present gradient."""
+        factor = radius / (self.gradient_norm(scales) + 1e-12)  # type: ignore[arg-type]
+        for index, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                move = parameter.grad if scales is None else parameter.grad * scales[index].square()  # type: ignore[union-attr]
+                parameter.addcmul_(move, self.per_run(factor, parameter))
 
     def step(self, loss_function: LossFunction, batch: Batch) -> Loss:
         loss = self.gradient(loss_function, batch)

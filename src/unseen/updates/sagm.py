@@ -16,7 +16,7 @@ from unseen.updates.perturbed import PerturbedStep
     search={"rho": ("log", 1e-2, 2e-1), "alpha": ("choice", [5e-4, 1e-3])},
 )
 class SAGM(PerturbedStep):
-    """Follow the mean of g and of the gradient at w + rho g / |g| - alpha g (equations 12 and 13).
+    """Follow the mean of g and of the gradient at w + rho g / |g| - alpha g (equation 13).
 
     The paper has the sum; the mean leaves the learning rate its meaning, as in the authors' code.
     """
