@@ -91,7 +91,10 @@ class HessianAlignment(Reproduction):
         "copy of each (colour flips 0.2 and 0.1, label noise 0.25), 1,000 test digits at flips 0.9, 0.5 and 0.1; "
         "392-128-128-2 perceptron, full batch, 300 steps of Adam, accuracy after the last step. Penalty weight 1 "
         "for 100 steps, then 10,000 with the loss divided by it, as in the official script; no hyperparameter "
-        "was chosen on accuracies measured here. Factors of both terms are equal on the script's scale.",
+        "was chosen on accuracies measured here. Factors of both terms are equal on the script's scale. Tried on a "
+        "seed that is not judged (accuracy at flip 0.9): 500 steps bring HGP to .52 and Fishr to .55, after .48 and "
+        ".53; at 100 times the weight the Hessian-gradient term alone reaches .39, the diagonal alone still .09; "
+        "with Adam's moments forgotten when the weight jumps IRM reaches .61 and HGP .45.",
         not_here="50,000 digits and width 390 of the paper's Colored MNIST, its label-shift variant, the image "
         "tables with a pretrained ResNet-50, and a second table with penalties tuned at a validation flip of 0.5.",
         full="The paper's Colored MNIST ($UNSEEN_DATA/mnist.npz, the 60,000 digits in Keras' layout), and PACS or "
@@ -233,13 +236,12 @@ class HessianAlignment(Reproduction):
         accuracies.axvline(0.75, color="#999999", linewidth=1, linestyle=":")
         accuracies.set(xlabel="accuracy, mean and 95 % interval over seeds", xlim=(0, 1))
         accuracies.set_yticks(rows, names)
-        accuracies.legend(title="colour flip", loc="lower right", frameon=False)
+        accuracies.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
         runs = table.pivot_table(index=["seed", "condition"], columns="metric", values="value")
         for name in (name for name in names if name != "grey"):
             points = runs.xs(name, level="condition")
-            distances.scatter(points[DISTANCE], points[SHIFTED], s=34, label=name, **_STYLES[name])
+            distances.scatter(points[DISTANCE], points[SHIFTED], s=34, alpha=0.8, label=name, **_STYLES[name])
         distances.set(
-            xscale="log",
             xlabel="spectral distance of the head's Hessians, train-train",
             ylabel="accuracy at flip 0.9",
         )
