@@ -111,42 +111,42 @@ def run(
     with _warnings_told(console):
         _load_plugins(plugin)
         _check_before_training(folder, detector, coverage, engine, workers, hardware)
-    with _warnings_told(console), _said(console, f"opening {data}"):
-        given = {"label": label, "domain": domain, "group": group, "time": time, "text": text}
-        shift = open_shift(
-            data,
-            **given,
-            features=None if features is None else [name.strip() for name in features.split(",")],
-            skip_bad=skip_bad,
-            image_size=image_size,
+        with _said(console, f"opening {data}"):
+            given = {"label": label, "domain": domain, "group": group, "time": time, "text": text}
+            shift = open_shift(
+                data,
+                **given,
+                features=None if features is None else [name.strip() for name in features.split(",")],
+                skip_bad=skip_bad,
+                image_size=image_size,
+            )
+            check_shift(shift)
+        console.print(
+            f"[bold]{_escape(shift.name)}[/]: {len(shift):,} examples, {len(shift.classes)} classes, "
+            f"{len(shift.domains)} domains ({_escape(', '.join(shift.domains[:8]))}"
+            f"{', ...' if len(shift.domains) > 8 else ''})"
         )
-        check_shift(shift)
-    console.print(
-        f"[bold]{_escape(shift.name)}[/]: {len(shift):,} examples, {len(shift.classes)} classes, "
-        f"{len(shift.domains)} domains ({_escape(', '.join(shift.domains[:8]))}"
-        f"{', ...' if len(shift.domains) > 8 else ''})"
-    )
-    study = Study(
-        shift,
-        _split(learners),
-        unseen=unseen or None,
-        after=after,
-        seeds=seeds,
-        search=search,
-        rule=rule,
-        network=network,
-        backbone=backbone,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        clip=clip,
-        patience=patience,
-    )
-    with _warnings_told(console), _resumable(console):
-        _execute(study, folder, engine, workers, hardware, console)
-        _finish(folder, study, detector, coverage, hardware, console)
+        study = Study(
+            shift,
+            _split(learners),
+            unseen=unseen or None,
+            after=after,
+            seeds=seeds,
+            search=search,
+            rule=rule,
+            network=network,
+            backbone=backbone,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            clip=clip,
+            patience=patience,
+        )
+        with _resumable(console):
+            _execute(study, folder, engine, workers, hardware, console)
+            _finish(folder, study, detector, coverage, hardware, console)
 
 
 def _check_before_training(

@@ -51,9 +51,8 @@ def open_inputs(
     if text not in columns and len(columns) == 1:
         text = columns[0]
     if text is None:
-        raise InputError(
-            f"table {str(path)!r}", "needs a text column", f"Name it: {nearest('text', columns)}"
-        )
+        remedy = f"Give its name (--text), one of: {', '.join(map(repr, columns))}."
+        raise InputError(f"table {str(path)!r}", "needs a text column", remedy)
     if text not in columns:
         raise InputError(f"text column {text!r}", f"is not in {str(path)!r}", nearest(text, columns))
     return frame[text].fillna("").astype(str).tolist(), names
