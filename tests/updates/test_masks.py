@@ -10,7 +10,7 @@ from unseen.errors import InputError
 from unseen.testing import check_update
 
 
-@pytest.mark.parametrize("spec", ["and-mask", "sand-mask", "and-mask(threshold=0.3)"])
+@pytest.mark.parametrize("spec", ["andmask", "sandmask", "andmask(threshold=0.3)"])
 def test_the_contract_holds_alone_and_stacked(spec, stacked_agrees):
     assert check_update(spec).facts["stacked"] is True
     assert stacked_agrees(spec)
@@ -45,7 +45,7 @@ def expected_direction(problem, mask):
 def test_and_mask(make_problem, domains, threshold):
     problem = make_problem(domains)
     expected = expected_direction(problem, lambda values: and_mask(values, threshold))
-    found = problem.direction(f"and-mask(threshold={threshold})")
+    found = problem.direction(f"andmask(threshold={threshold})")
     torch.testing.assert_close(found, expected)
     if threshold == 1:
         assert 0 < (found == 0).sum() < len(found)
@@ -54,7 +54,7 @@ def test_and_mask(make_problem, domains, threshold):
 @pytest.mark.parametrize("steepness", [1e-3, 10.0])
 def test_sand_mask(problem, steepness):
     expected = expected_direction(problem, lambda values: sand_mask(values, 0.5, steepness))
-    found = problem.direction(f"sand-mask(threshold=0.5, steepness={steepness})")
+    found = problem.direction(f"sandmask(threshold=0.5, steepness={steepness})")
     torch.testing.assert_close(found, expected)
 
 
@@ -62,19 +62,19 @@ def test_domains_that_agree_are_followed_as_they_are(problem):
     batch = problem.batch
     batch.x, batch.y = batch.x[:6].repeat(3, 1), batch.y[:6].repeat(3)
     expected = problem.grad(problem.theta)
-    for spec in ("and-mask", "sand-mask"):
+    for spec in ("andmask", "sandmask"):
         torch.testing.assert_close(problem.direction(spec), expected)
         expected = problem.grad(problem.theta)
 
 
-@pytest.mark.parametrize("spec", ["and-mask", "sand-mask"])
+@pytest.mark.parametrize("spec", ["andmask", "sandmask"])
 def test_one_training_domain_is_refused(make_problem, spec):
     problem = make_problem(1)
     with pytest.raises(InputError, match=f"'{spec}': compares .* Train on at least two domains"):
         problem.rule(spec).step(problem.system, problem.batch)
 
 
-@pytest.mark.parametrize("spec", ["and-mask(threshold=1.5)", "sand-mask(threshold=1.0)"])
+@pytest.mark.parametrize("spec", ["andmask(threshold=1.5)", "sandmask(threshold=1.0)"])
 def test_thresholds_that_train_nothing_are_refused(problem, spec):
     with pytest.raises(InputError, match="threshold"):
         problem.rule(spec)

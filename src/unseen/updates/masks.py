@@ -66,7 +66,7 @@ def agreement(gradients: Tensor) -> Tensor:
 
 
 @updates.register(
-    "and-mask",
+    "andmask",
     summary="Follow the gradient where (nearly) all domains agree on its sign",
     paper="Parascandolo et al. 2021, arXiv 2009.00329",
     search={"threshold": ("uniform", 0.5, 1.0)},
@@ -74,7 +74,7 @@ def agreement(gradients: Tensor) -> Tensor:
 class ANDMask(DomainMask):
     """One where the agreement reaches the threshold, else zero."""
 
-    name = "and-mask"
+    name = "andmask"
 
     def __init__(self, threshold: float = 1.0):
         super().__init__(threshold)
@@ -84,7 +84,7 @@ class ANDMask(DomainMask):
 
 
 @updates.register(
-    "sand-mask",
+    "sandmask",
     summary="A smooth AND-mask, sharper where the domains' gradients vary little",
     paper="Shahtalebi et al. 2021, arXiv 2106.02266",
     search={"threshold": ("uniform", 0.0, 1.0), "steepness": ("log", 1e-3, 1e5)},
@@ -95,7 +95,7 @@ class SANDMask(DomainMask):
     A threshold of one would train nothing, because no agreement exceeds it: it must be below.
     """
 
-    name = "sand-mask"
+    name = "sandmask"
 
     def __init__(self, threshold: float = 0.5, steepness: float = 10.0):
         super().__init__(threshold)
