@@ -28,6 +28,8 @@ class Residual(Detector):
     The origin is the feature that the head maps to zero logits (-pinv(W) b, the nearest such one).
     """
 
+    needs_logits = True
+
     def __init__(self, dimensions: int | None = None):
         super().__init__()
         if dimensions is not None and dimensions < 1:
@@ -74,8 +76,6 @@ class VirtualLogit(Residual):
 
     alpha makes the mean residual of the training features as large as their mean largest logit (paper, eq. 5).
     """
-
-    needs_logits = True
 
     def fit(self, bank: Bank) -> Self:
         super().fit(bank)

@@ -1,0 +1,51 @@
+"""DICE: the energy of a head that keeps only the weights which contribute most."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from unseen.detection.bank_parts import require_head, require_rows
+from unseen.detection.base import Detector, require_finite
+from unseen.errors import InputError
+from unseen.networks import Bank
+from unseen.registry import detectors
+
+
+@detectors.register(
+    "dice",
+    summary="Energy of a head whose least contributing weights are zero",
+    paper="Sun & Li 2022, arXiv 2111.09805",
+)
+class SparseHead(Detector):
+    """Log-sum-exp of the logits of the sparse head. A weight contributes itself times the mean feature.
+
+    sparsity  share of the weights that is set to zero, in [0, 1); 0.9 on CIFAR and 0.7 on ImageNet in the paper
+    """
+
+    needs_logits = True
+
+    def __init__(self, sparsity: float = 0.9):
+        super().__init__()
+        if not 0 <= sparsity < 1:
+            raise InputError("sparsity", f"is {sparsity}", "Give a share from 0 to below 1, such as 0.9.")
+        self.sparsity = sparsity
+
+    def fit(self, bank: Bank) -> Self:
+        require_rows(bank)
+        mean = require_finite(bank.features, "features").double().mean(0)
+        weight, bias = require_head(bank)
+        contribution = weight.double() * mean
+        threshold = np.quantile(contribution.cpu().numpy(), self.sparsity)
+        keep = contribution > threshold if self.sparsity else torch.ones_like(weight, dtype=torch.bool)
+        self.keep(weight=torch.where(keep, weight, 0), bias=bias)
+        return self
+
+    def score(self, bank: Bank) -> Tensor:
+        self.require_fitted()
+        features = require_finite(bank.features, "features").float()
+        return linear(features, self.weight, self.bias).logsumexp(-1)
