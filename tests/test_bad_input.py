@@ -125,6 +125,14 @@ def test_a_plugin_that_cannot_be_loaded_is_named(refused, penguin_study, tmp_pat
     says(refused(penguin_study.data, *TABLE, "--plugin", "broken.py"), "broken.py", "nothing_of_that_name")
 
 
+def test_two_plugins_of_one_name_are_told_apart(refused, penguin_study, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same_name.py").write_text("")
+    plugins = ("--plugin", "one/same_name.py", "--plugin", "two/same_name.py")
+    says(refused(penguin_study.data, *TABLE, *plugins), "two/same_name.py", "one/same_name.py", "Rename")
+
+
 def test_a_missing_optional_package_names_its_extra(refused, penguin_study, monkeypatch):
     import importlib.util
 

@@ -333,6 +333,17 @@ def test_report_of_data_that_have_moved_leaves_examples_out(penguin_study, comma
     assert "examples are left out" in said.out and "penguins.csv" in said.out
 
 
+def test_report_of_data_that_have_changed_leaves_examples_out(penguin_study, command):
+    before = penguin_study.data.read_text()
+    try:
+        penguin_study.data.write_text(before.replace("Adelie", "Emperor"))
+        said = command("report", penguin_study.folder)
+    finally:
+        penguin_study.data.write_text(before)
+    assert said.code == 0, said.err
+    assert "have changed since the study" in said.out
+
+
 def test_version_and_help_come_without_torch():
     program = (
         "import sys\nfrom unseen.cli import main\n"
@@ -376,6 +387,8 @@ def test_a_stopped_study_goes_on(how, penguin_study, command, tmp_path):
     output, _ = process.communicate(timeout=30)
     wait(lambda: not any(alive(pid) for pid in children))
     assert "Traceback" not in output
+    if how == signal.SIGINT:  # after a kill, Python's resource tracker speaks
+        assert "Warning" not in output, "noise of libraries, from this process or a worker"
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
     assert ("what is finished is kept" in output) == (how == signal.SIGINT)
     before = cells(folder)

@@ -297,7 +297,7 @@ def report(
         if shift is not None and shift.fingerprint != results.plan["shift"]["fingerprint"]:
             raise InputError(f"data {source['source']!r}", "have changed since the study")
     except InputError as error:
-        console.print(f"[yellow]note:[/] examples are left out: {_escape(error)}", highlight=False)
+        _say(console, "[yellow]note:[/] examples are left out:", error)
         shift = None
     print_summary(results, console)
     console.print(f"\nreport  {write_report(results, shift, folder)}", highlight=False)
