@@ -83,8 +83,8 @@ class EQRM(Objective):
 
     def forward(self, model: Network, batch: Batch) -> Loss:
         losses = full_precision(example_losses(model(batch.x), batch))
-        risks, present = domain_means(losses, batch)
-        mean = mean_over_present(risks, present)
-        with torch.autocast(risks.device.type, enabled=False):
+        with torch.autocast(losses.device.type, enabled=False):
+            risks, present = domain_means(losses, batch)
             tail = kernel_quantile(risks, self.quantile, present)
+        mean = mean_over_present(risks, present)
         return Loss(mean if batch.step < self.warmup_steps else tail, {"mean": mean, "quantile": tail})

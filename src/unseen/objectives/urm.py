@@ -6,15 +6,22 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, example_losses
+from unseen.objectives.head_statistics import full_precision
 from unseen.registry import objectives
 from unseen.shifts import Batch
 from unseen.shifts.sampling import derive_seed
+
+
+def binary_loss(scores: Tensor, noise: bool) -> Tensor:
+    """Mean of -log sigmoid(score) if the scores should tell noise, of -log(1 - sigmoid(score)) otherwise."""
+    scores = full_precision(scores)
+    return nn.functional.softplus(-scores if noise else scores).mean()
 
 
 @objectives.register(
@@ -57,10 +64,9 @@ class URM(Objective):
         squashed = torch.tanh(features)
         random = np.random.default_rng(derive_seed(self.noise_seed, batch.step))
         noise = torch.from_numpy(random.uniform(-1, 1, squashed.shape)).to(squashed)
-        # -log sigmoid(s) = softplus(-s) for noise, -log(1 - sigmoid(s)) = softplus(s) for features
-        told = nn.functional.softplus(-self.discriminator(noise)).mean()
-        told = told + self.strength * nn.functional.softplus(self.discriminator(squashed.detach())).mean()
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        passed = nn.functional.softplus(-functional_call(self.discriminator, fixed, (squashed,))).mean()
+        real, made = self.discriminator(noise), self.discriminator(squashed.detach())
+        told = binary_loss(real, True) + self.strength * binary_loss(made, False)
+        passed = binary_loss(functional_call(self.discriminator, fixed, (squashed,)), True)
         total = label + self.strength * passed + told
         return Loss(total, {"label": label, "generator": passed, "discriminator": told})
