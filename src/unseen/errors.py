@@ -50,7 +50,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """A sentence that offers the names nearest to a misspelt one: "Did you mean 'a' or 'b'?"."""
     options = [str(option) for option in options]
     close = difflib.get_close_matches(str(name).lower(), [o.lower() for o in options], n=3, cutoff=0.5)
-    found = [option for option in options if option.lower() in close]
+    found = [option for name in dict.fromkeys(close) for option in options if option.lower() == name]
     if found:
         return "Did you mean " + " or ".join(repr(option) for option in found) + "?"
     shown = ", ".join(repr(option) for option in options[:20])
