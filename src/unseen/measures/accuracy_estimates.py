@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from scipy.special import entr
 
 from unseen.errors import InputError
 from unseen.measures.arrays import as_labels, as_numbers, as_probabilities, same_length
+from unseen.measures.class_assignment import assigned_probability
 
 
 def average_confidence(target_probabilities: Any) -> float:
@@ -74,8 +74,7 @@ def confidence_optimal_transport(
     and, as average confidence does, calibration; it is never above average confidence, and falls when
     predictions pile up on few classes.
 
-    The assignment is exact; its time grows with the cube of M, so above `max_examples` it is solved on a
-    random subset drawn with `seed`.
+    The assignment is exact; above `max_examples` it is solved on a random subset drawn with `seed`.
     """
     target = as_probabilities("target_probabilities", target_probabilities)
     examples = len(as_numbers("source_labels", source_labels))
@@ -178,9 +177,7 @@ def _assigned_probability(
     seats = np.floor(quota).astype(int)
     largest_remainders = np.argsort(seats - quota, kind="stable")[: examples - seats.sum()]
     seats[largest_remainders] += 1
-    per_seat = probabilities[:, np.repeat(np.arange(classes), seats)]
-    rows, columns = linear_sum_assignment(per_seat, maximize=True)
-    return per_seat[rows, columns]
+    return assigned_probability(probabilities, seats)
 
 
 def _subset(examples: int, most: int, seed: int) -> NDArray[np.int64]:
