@@ -65,7 +65,8 @@ class EQRM(Objective):
     quantile  in (0, 1), alpha of the paper: 0.5 is the median, towards 1 the worst case
 
     The defaults are DomainBed's, except that its burn-in is 2500 of 5000 steps, here 100, and that the learning
-    rate stays (there it falls to 1e-6 after burn-in).
+    rate stays (there it falls to 1e-6 after burn-in). Values agree with DomainBed's, gradients do not: there
+    they run through the first bracket of the bisection, so through the lowest and the highest risk alone.
     """
 
     needs_domains = True

@@ -68,8 +68,8 @@ def adversarial_head(
     search={
         "penalty_weight": ("log", 1e-2, 1e1),
         "radius": ("uniform", 0.1, 3.0),
-        "steps": ("choice", [1, 2, 5, 10]),
-        "rate": ("log", 10**-4.5, 1e-1),
+        "steps": ("choice", [1, 2, 5]),
+        "rate": ("log", 10**-4.5, 10**-2.5),
     },
 )
 class Transfer(Objective):
