@@ -1,0 +1,90 @@
+"""Coherent gradients: robust means of gradients, which drop what few examples ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from unseen.errors import InputError
+from unseen.registry import updates
+from unseen.updates.group_gradients import GroupGradients
+
+
+def insert(ordered: list[Tensor], value: Tensor, length: int, larger: bool) -> Tensor | None:
+    """Insert `value` into a list that is ordered in each coordinate, the largest (or smallest) values first.
+
+    The list's tensors are changed; it keeps at most `length`, and what falls out at its end is returned. Passes of
+    minimum and maximum: for short lists far faster than sorting along a dimension.
+    """
+    first, second = (torch.maximum, torch.minimum) if larger else (torch.minimum, torch.maximum)
+    for present in ordered:
+        rest = second(present, value)
+        first(present, value, out=present)
+        value = rest
+    if len(ordered) < length:
+        ordered.append(value)
+        return None
+    return value
+
+
+@updates.register(
+    "winsorized",
+    summary="Mean of the examples' gradients with the extreme ones of each coordinate drawn in",
+    paper="Chatterjee & Zielinski 2022, arXiv 2203.10036",
+    search={"level": ("choice", [1, 2, 4])},
+)
+class Winsorized(GroupGradients):
+    """In each coordinate the `level` largest values become the next largest, likewise the smallest; then the mean.
+
+    Level 0 is the mean itself. A batch of too few groups lowers the level. Gradients are not kept: memory is that
+    of 2 level + 4 of them. Time is a pass for each group, so give `groups` (such as 16) for large batches.
+    """
+
+    name = "winsorized"
+
+    def __init__(self, level: int = 1, groups: int | None = None, seed: int = 0):
+        super().__init__(groups, seed)
+        if level < 0 or (groups is not None and groups < 2 * level + 2):
+            raise InputError(
+                f"level {level} of {groups or 'any number of'} groups",
+                "leaves no value between the extremes",
+                "Give a level of 0 or more, and at least 2 level + 2 groups.",
+            )
+        self.level = level
+
+    def robust_mean(self, gradients: Iterator[Tensor], count: int) -> Tensor:
+        level = max(0, min(self.level, (count - 2) // 2))
+        large: list[Tensor] = []
+        small: list[Tensor] = []
+        total: Tensor | float = 0.0
+        for gradient in gradients:
+            rest = insert(large, gradient, level + 1, larger=True)
+            rest = rest if rest is None else insert(small, rest, level + 1, larger=False)
+            total = total if rest is None else total + rest
+        # `large` ends with the value that the larger ones become, `small` with that of the smaller ones
+        for ordered in (large, small):
+            total = total + len(ordered) * ordered[-1] if ordered else total
+        return total / count  # type: ignore[return-value]
+
+
+@updates.register(
+    "median-of-means",
+    summary="Median, in each coordinate, of the mean gradients of a few groups of examples",
+    paper="Chatterjee & Zielinski 2022, arXiv 2203.10036",
+    search={"groups": ("choice", [3, 5, 9])},
+)
+class MedianOfMeans(GroupGradients):
+    """M3 for the default of three groups; of an even number the two in the middle are averaged."""
+
+    name = "median-of-means"
+
+    def __init__(self, groups: int = 3, seed: int = 0):
+        super().__init__(groups, seed)
+
+    def robust_mean(self, gradients: Iterator[Tensor], count: int) -> Tensor:
+        ordered: list[Tensor] = []
+        for gradient in gradients:
+            insert(ordered, gradient, count, larger=False)
+        return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
