@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -60,7 +61,11 @@ def peer():
     return pytest.importorskip("pytorch_ood.detector", reason="pytorch-ood is not installed: no parity check")
 
 
-def assert_same_ranks(ours, theirs) -> None:
-    """Rank correlation 1 (of scores that mean the opposite), up to rounding of near ties."""
-    theirs = np.asarray(theirs.detach() if isinstance(theirs, torch.Tensor) else theirs)
-    assert spearmanr(ours.numpy(), -theirs).statistic > 1 - 1e-5
+@pytest.fixture
+def assert_same_ranks() -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Rank correlation 1 of our scores and the peer's negated ones, up to rounding of near ties."""
+
+    def check(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+        assert spearmanr(ours.numpy(), -theirs.detach().numpy()).statistic > 1 - 1e-5
+
+    return check

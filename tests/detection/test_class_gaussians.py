@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_ranks
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from torch import nn
@@ -93,7 +92,7 @@ def test_labels_of_every_class_are_needed(train):
         detectors.build("gmm").fit(train)
 
 
-def test_parity_with_pytorch_ood(peer, train, familiar):
+def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
     """Up to the constant, and with the ridge that it adds in absolute units."""
     theirs = peer.GMM(None, reg=1e-6).fit_features(train.features, train.labels)
     scores = theirs.predict_features(familiar.features)

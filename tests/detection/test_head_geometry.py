@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_ranks
 from torch import nn
 
 from unseen.detection import guided_neighbours
@@ -110,7 +109,7 @@ def test_options_that_cannot_be_are_refused(spec):
 @pytest.mark.parametrize("name", ["fdbd", "nci"])
 def test_the_head_is_needed(name, train):
     with pytest.raises(InputError, match="has no linear head"):
-        detectors.build(name).fit(replace(train, head=None))
+        detectors.build(name).fit(replace(train, head=None)).score(replace(train, head=None))
     with pytest.raises(InputError, match="are empty"):
         detectors.build(name).fit(train.take(torch.arange(0)))
     one = nn.Linear(12, 1)
@@ -118,7 +117,7 @@ def test_the_head_is_needed(name, train):
         detectors.build("fdbd").fit(replace(train, head=one))
 
 
-def test_parity_with_pytorch_ood(peer, train, familiar):
+def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
     x, y, head = train.features, train.labels, train.head
     for name, theirs in {
         "she": peer.SHE(None, head),

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_ranks
 from torch import nn
 
 from unseen.errors import InputError
@@ -104,12 +103,12 @@ def test_dice_refuses_what_cannot_be():
 @pytest.mark.parametrize("name", ["pnml", "dice"])
 def test_the_head_is_needed(name, train):
     with pytest.raises(InputError, match="has no linear head"):
-        detectors.build(name).fit(replace(train, head=None))
+        detectors.build(name).fit(replace(train, head=None)).score(replace(train, head=None))
     with pytest.raises(InputError, match="are empty"):
         detectors.build(name).fit(train.take(torch.arange(0)))
 
 
-def test_parity_with_pytorch_ood(peer, train, familiar):
+def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
     x, y, head = train.features, train.labels, train.head
     scores = peer.PNML(None, head).fit_features(x, y).predict_features(familiar.features)
     ours = detectors.build("pnml(shrinkage=1e-12)").fit(train).score(familiar)

@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_ranks
 from scipy.stats import weibull_min
 
 from unseen.detection.openmax import weibull
@@ -91,7 +90,7 @@ def test_a_class_that_is_never_right_is_modelled_by_all_its_examples(train, fami
     assert torch.isfinite(detectors.build("openmax").fit(train).score(familiar)).all()
 
 
-def test_parity_with_pytorch_ood(peer, train, familiar):
+def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
     right = train.take(train.correct)  # it models all examples, right or wrong
     theirs = peer.OpenMax(None, tailsize=20, alpha=4).fit_logits(right.logits, right.labels)
     p = theirs.predict_logits(familiar.logits)

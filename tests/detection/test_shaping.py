@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_ranks, make_outputs
 
 from unseen.detection.shaping import Shaped
 from unseen.errors import InputError
@@ -72,9 +71,9 @@ def test_nothing_pruned_or_clipped_is_plain_energy(train, familiar):
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_signed_and_empty_features_are_finite(spec, train):
-    signed = make_outputs(seed=4)
-    signed.features = torch.randn(240, 12, generator=torch.Generator().manual_seed(0))
+def test_signed_and_empty_features_are_finite(spec, train, familiar):
+    generator = torch.Generator().manual_seed(0)
+    signed = replace(familiar, features=torch.randn(240, 12, generator=generator))
     signed.features[0], signed.features[1] = 0, -1
     assert torch.isfinite(detectors.build(spec).fit(train).score(signed)).all()
 
@@ -118,7 +117,7 @@ def test_a_shaping_of_ones_own_defines_shape(train):
         Shaped().score(train)
 
 
-def test_parity_with_pytorch_ood(peer, train, familiar):
+def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
     def head(maps):
         return train.head(maps.flatten(1))
 

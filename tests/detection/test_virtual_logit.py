@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_ranks, make_outputs
 from torch import nn
 
 from unseen.errors import InputError
@@ -79,11 +78,10 @@ def test_features_of_few_dimensions_and_negative_logits_keep_the_order(train, fa
     assert detector.score(familiar).min() > detector.score(far).max()
 
 
-def test_parity_with_pytorch_ood(peer, train):
-    bank = make_outputs(seed=1)
+def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
     for kept in (4, 8):
         theirs = peer.ViM(None, kept, train.head.weight, train.head.bias)
-        theirs = theirs.fit_features(train.features, train.labels).predict_features(bank.features)
-        ours = detectors.build(f"vim(dimensions={kept})").fit(train).score(bank)
+        theirs = theirs.fit_features(train.features, train.labels).predict_features(familiar.features)
+        ours = detectors.build(f"vim(dimensions={kept})").fit(train).score(familiar)
         assert_same_ranks(ours, theirs)
         np.testing.assert_allclose(ours, -theirs, rtol=1e-3, atol=1e-3)

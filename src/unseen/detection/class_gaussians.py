@@ -33,7 +33,8 @@ class ClassGaussians(Detector):
     shrinkage  added to every covariance's diagonal, relative to the mean variance within classes
 
     Log-determinants count relative to their mean over the classes, so that a feature that never varies changes
-    nothing. Keeps C D^2 float32 numbers: 100 MB for 100 classes of 512 features.
+    nothing. Keeps C D^2 float32 numbers: 100 MB for 100 classes of 512 features. Familiar
+    inputs cost a tenth or less of a product with all of them, inputs far from every class more than half of it.
     """
 
     def __init__(self, shrinkage: float = 1e-4):

@@ -59,7 +59,7 @@ class DecisionBoundaries(Detector):
 class NeuralCollapse(Detector):
     """(feature - mean) . w_predicted / |feature - mean| + alpha * L1 norm of the feature.
 
-    alpha  weight of the norm, >= 0; the paper chooses it on validation data
+    alpha  weight of the norm, >= 0; the paper chooses it on validation data, OpenOOD starts from this one
     """
 
     needs_logits = True
@@ -73,12 +73,12 @@ class NeuralCollapse(Detector):
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
         mean = require_finite(bank.features, "features").double().mean(0)
-        self.keep(mean=mean.float(), weight=require_head(bank)[0])
+        self.keep(mean=mean.float())
         return self
 
     def score(self, bank: Bank) -> Tensor:
         self.require_fitted()
-        predicted = require_finite(bank.logits, "logits").argmax(-1)
+        predicted, (weight, _) = require_finite(bank.logits, "logits").argmax(-1), require_head(bank)
         features = require_finite(bank.features, "features").float()
         direction = torch.nn.functional.normalize(features - self.mean, dim=1)
-        return (direction * self.weight[predicted]).sum(-1) + self.alpha * features.abs().sum(-1)
+        return (direction * weight[predicted]).sum(-1) + self.alpha * features.abs().sum(-1)

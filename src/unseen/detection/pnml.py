@@ -38,19 +38,19 @@ class PNML(Detector):
 
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
-        features, (weight, bias) = require_finite(bank.features, "features"), require_head(bank)
+        features = require_finite(bank.features, "features")
         size = features.shape[1]
         gram = features.new_zeros(size, size, dtype=torch.float64)
         for rows in features.split(BLOCK):
             unit = normalize(rows.double(), dim=1)
             gram.addmm_(unit.T, unit)
-        self.keep(transform=whitening(gram, self.shrinkage).float(), weight=weight, bias=bias)
+        self.keep(transform=whitening(gram, self.shrinkage).float())
         return self
 
     def score(self, bank: Bank) -> Tensor:
         self.require_fitted()
         unit = normalize(require_finite(bank.features, "features").float(), dim=1)
-        log_p = torch.log_softmax(linear(unit, self.weight, self.bias), -1)
+        log_p = torch.log_softmax(linear(unit, *require_head(bank)), -1)
         rare = (unit @ self.transform).square().sum(1, keepdim=True)
         s = rare / (1 + rare)
         # p / (p + (1 - p) p^s) - p, whose sum is that of the paper minus 1, without the digits 1 would cost

@@ -65,10 +65,10 @@ class Entropy(Detector):
     paper="Liu et al. 2023, CVPR",
 )
 class GeneralizedEntropy(Detector):
-    """Minus the sum of (p (1 - p)) ** gamma over the `top` largest probabilities (Liu et al., eq. 5).
+    """Minus the sum of (p (1 - p)) ** gamma over the `top` largest probabilities.
 
     gamma  exponent in (0, 1): the smaller, the more weight small probabilities have
-    top    how many probabilities count; None takes a tenth of the classes, at least 10, as in the paper
+    top    how many probabilities count; None takes a tenth of the classes, at least 10 (100 of 1000, as in the paper)
     """
 
     needs_logits = True

@@ -38,14 +38,13 @@ class SparseHead(Detector):
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
         mean = require_finite(bank.features, "features").double().mean(0)
-        weight, bias = require_head(bank)
-        contribution = weight.double() * mean
-        threshold = np.quantile(contribution.cpu().numpy(), self.sparsity)
-        keep = contribution > threshold if self.sparsity else torch.ones_like(weight, dtype=torch.bool)
-        self.keep(weight=torch.where(keep, weight, 0), bias=bias)
+        contribution = require_head(bank)[0].double() * mean
+        threshold = np.quantile(contribution.cpu().numpy(), self.sparsity) if self.sparsity else -np.inf
+        self.keep(kept=contribution > threshold)
         return self
 
     def score(self, bank: Bank) -> Tensor:
         self.require_fitted()
         features = require_finite(bank.features, "features").float()
-        return linear(features, self.weight, self.bias).logsumexp(-1)
+        weight, bias = require_head(bank)
+        return linear(features, torch.where(self.kept, weight, 0), bias).logsumexp(-1)

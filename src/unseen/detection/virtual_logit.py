@@ -74,7 +74,7 @@ class Residual(Detector):
 class VirtualLogit(Residual):
     """Log-sum-exp of the logits minus alpha times the residual (see `Residual`).
 
-    alpha makes the mean residual of the training features as large as their mean largest logit (paper, eq. 5).
+    alpha makes the mean residual of the training features as large as their mean largest logit.
     """
 
     def fit(self, bank: Bank) -> Self:
