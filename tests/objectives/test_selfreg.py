@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch import nn
 
+from unseen.errors import InputError
 from unseen.networks import Network
-from unseen.objectives.selfreg import partners_within_class
+from unseen.objectives.selfreg import SelfReg, partners_within_class
 from unseen.shifts.sampling import derive_seed
 
 
@@ -65,3 +66,8 @@ def test_equal_outputs_within_each_class_cost_nothing(batch, built):
 
     loss = built("selfreg")(Network(Perfect(), 8, 3).double(), batch)
     assert float(loss.parts["penalty"].detach()) == pytest.approx(0, abs=1e-12)
+
+
+def test_errors():
+    with pytest.raises(InputError, match="feature_weight: is -1"):
+        SelfReg(feature_weight=-1)

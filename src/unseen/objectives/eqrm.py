@@ -66,7 +66,7 @@ class EQRM(Objective):
 
     The defaults are DomainBed's, except that its burn-in is 2500 of 5000 steps, here 100, and that the learning
     rate stays (there it falls to 1e-6 after burn-in). Values agree with DomainBed's, gradients do not: there
-    they run through the first bracket of the bisection, so through the lowest and the highest risk alone.
+    they run through the first bracket of the bisection, so through the bandwidth, the lowest and the highest risk.
     """
 
     needs_domains = True

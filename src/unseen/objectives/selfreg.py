@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, example_losses
 from unseen.objectives.head_statistics import full_precision
@@ -61,6 +64,9 @@ class SelfReg(Objective):
 
     def __init__(self, penalty_weight: float = 1.0, feature_weight: float = 0.3, partner_seed: int = 0):
         super().__init__()
+        for name, value in (("penalty_weight", penalty_weight), ("feature_weight", feature_weight)):
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(name, f"is {value}", "Give a finite number from 0.")
         self.penalty_weight, self.feature_weight = penalty_weight, feature_weight
         self.partner_seed = partner_seed
 
