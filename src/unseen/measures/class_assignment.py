@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,7 +38,7 @@ def assigned_probability(probabilities: NDArray[np.float64], seats: NDArray[np.i
         path = [end]
         while before[path[-1]] >= 0:
             path.append(int(before[path[-1]]))
-        for b, a in zip(path, path[1:], strict=False):  # from the free seat backwards
+        for b, a in itertools.pairwise(path):  # from the free seat backwards
             given[mover[a, b]] = b
         load[end] += 1
         load[path[-1]] -= 1

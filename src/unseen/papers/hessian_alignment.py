@@ -75,7 +75,7 @@ def _rank_correlation(conditions: tuple[str, ...]) -> Callable[[pd.DataFrame], f
 
 @papers.register(
     "hessian-alignment",
-    summary="Matching the head's gradients and Hessians across domains resists a colour that turns round.",
+    summary="Matching the head's gradients and Hessians across domains resists a colour that turns round",
     paper="Hemati et al. 2023, arXiv 2308.11778",
 )
 class HessianAlignment(Reproduction):
