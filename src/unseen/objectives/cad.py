@@ -68,7 +68,7 @@ def contrastive_domain_bottleneck(
     },
 )
 class CAD(Objective):
-    """Mean loss over all examples + weight * `contrastive_domain_bottleneck` (section 4.2 and appendix).
+    """Mean loss over all examples + weight * `contrastive_domain_bottleneck`.
 
     conditional  compare within the class: I(Z; D | Y) instead of I(Z; D)
 

@@ -27,7 +27,7 @@ def partners_within_class(labels: Tensor, order: Tensor) -> Tensor:
 
 
 def perturbation(features: int) -> nn.Sequential:
-    """The class-specific domain perturbation layer: a projection of the features (section 3.3).
+    """The class-specific domain perturbation layer: a projection of the features.
 
     Its BatchNorm keeps no running statistics: it is used in training alone. Biases that a following BatchNorm
     or the difference of two outputs would cancel are left out.
@@ -54,9 +54,9 @@ def perturbation(features: int) -> nn.Sequential:
 class SelfReg(Objective):
     """Mean loss over all examples + min(loss, 1) * penalty_weight * (l * individual + (1 - l) * heterogeneous).
 
-    individual      mean squared difference to a random partner of the class (equation 3), of the logits and,
+    individual      mean squared difference to a random partner of the class, of the logits and,
                     times `feature_weight`, of the perturbed features
-    heterogeneous   the same to a mixture, by l and 1 - l, of two such partners (equation 5)
+    heterogeneous   the same to a mixture, by l and 1 - l, of two such partners
     partner_seed    l ~ Beta(1/2, 1/2) and the partners are a function of it and of the training step
 
     Defaults are those of the authors' code. Its stochastic weight averaging is `averaging=swa` here.
