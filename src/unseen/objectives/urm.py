@@ -27,7 +27,7 @@ def binary_loss(scores: Tensor, noise: bool) -> Tensor:
 @objectives.register(
     "urm",
     summary="Uniformly distributed features, by a discriminator against uniform noise",
-    paper="Krishnamachari et al. 2024, TMLR (Uniformly Distributed Feature Representations for Fair and Robust Learning)",
+    paper="Krishnamachari et al. 2024, TMLR (Uniformly Distributed Feature Representations)",
     search={"strength": ("uniform", 0.0, 0.2), "layers": ("choice", [1, 2, 3])},
 )
 class URM(Objective):
