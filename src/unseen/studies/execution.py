@@ -206,9 +206,15 @@ def _start_process(shift: Shift, payload: bytes) -> None:
     """A worker ends with its parent, however that ends, and leaves the terminal to it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process: no traceback from this one
     warnings.simplefilter("ignore")
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _start_worker(shift, payload)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _on_processes(cells: list[Cell], plan: Plan, workers: int, hardware: Hardware) -> Iterator[Finished]:

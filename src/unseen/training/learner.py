@@ -67,7 +67,9 @@ class Learner:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(name, f"is {getattr(self, name)}", "Give a whole number from 1.")
         if not 0 <= self.weight_decay < math.inf:
-            raise InputError("weight_decay", f"is {self.weight_decay}", "Give a number from 0, such as 0.0001.")
+            raise InputError(
+                "weight_decay", f"is {self.weight_decay}", "Give a number from 0, such as 0.0001."
+            )
         if self.clip is not None and not self.clip > 0:
             raise InputError("clip", f"is {self.clip}", "Give the largest norm of the gradient, such as 1.0.")
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
