@@ -39,7 +39,8 @@ class GroupGradients(UpdateRule):
 
     def bind(self, module: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Self:
         super().bind(module, optimizer, **options)
-        self._batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        network = getattr(module, "network", module)  # objectives see to their own: they know small batches
+        self._batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
         return self
 
     @abstractmethod
