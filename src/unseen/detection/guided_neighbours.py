@@ -31,6 +31,7 @@ class GuidedNeighbours(Detector):
     """
 
     needs_logits = True
+    bank: Tensor
 
     def __init__(self, k: int = 10, largest: int = 10_000):
         super().__init__()

@@ -25,6 +25,8 @@ class DecisionBoundaries(Detector):
     """
 
     needs_logits = True
+    mean: Tensor
+    inverse_distances: Tensor
 
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
@@ -63,6 +65,7 @@ class NeuralCollapse(Detector):
     """
 
     needs_logits = True
+    mean: Tensor
 
     def __init__(self, alpha: float = 1e-4):
         super().__init__()

@@ -27,6 +27,7 @@ class KLMatching(Detector):
     """
 
     needs_logits = True
+    log_typical: Tensor
 
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)

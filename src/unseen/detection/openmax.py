@@ -61,6 +61,10 @@ class OpenMax(Detector):
     """
 
     needs_logits = True
+    means: Tensor
+    shape: Tensor
+    log_scale: Tensor
+    smallest: Tensor
 
     def __init__(self, tail: int = 20, alpha: int = 10):
         super().__init__()

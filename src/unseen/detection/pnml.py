@@ -31,6 +31,7 @@ class PNML(Detector):
     """
 
     needs_logits = True
+    transform: Tensor
 
     def __init__(self, shrinkage: float = 1e-6):
         super().__init__()

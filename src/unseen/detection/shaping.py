@@ -80,6 +80,8 @@ def require_share(name: str, value: float) -> None:
 class ReAct(Shaped):
     """Clips at the quantile `clip` of all activations of the training features."""
 
+    threshold: Tensor
+
     def __init__(self, clip: float = 0.9, score: str = "energy"):
         super().__init__(score)
         require_share("clip", clip)
@@ -102,6 +104,9 @@ class ReAct(Shaped):
 )
 class VariationalRectified(Shaped):
     """Zeroes activations below the quantile `low` of those of the training features, clips those above `high`."""
+
+    lowest: Tensor
+    highest: Tensor
 
     def __init__(self, low: float = 0.1, high: float = 0.9, score: str = "energy"):
         super().__init__(score)

@@ -28,6 +28,7 @@ class TemperatureScaling(Detector):
     """
 
     needs_logits = True
+    temperature: Tensor
 
     def fit(self, bank: Bank) -> Self:
         logits, labels = require_finite(bank.logits, "logits"), require_labels(bank)

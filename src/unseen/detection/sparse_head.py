@@ -28,6 +28,7 @@ class SparseHead(Detector):
     """
 
     needs_logits = True
+    kept: Tensor
 
     def __init__(self, sparsity: float = 0.9):
         super().__init__()

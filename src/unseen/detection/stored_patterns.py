@@ -24,6 +24,7 @@ class StoredPatterns(Detector):
     """
 
     needs_logits = True
+    patterns: Tensor
 
     def fit(self, bank: Bank) -> Self:
         features = require_finite(bank.features, "features")

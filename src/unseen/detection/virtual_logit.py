@@ -29,6 +29,8 @@ class Residual(Detector):
     """
 
     needs_logits = True
+    origin: Tensor
+    outside: Tensor
 
     def __init__(self, dimensions: int | None = None):
         super().__init__()
@@ -76,6 +78,8 @@ class VirtualLogit(Residual):
 
     alpha makes the mean residual of the training features as large as their mean largest logit.
     """
+
+    alpha: Tensor
 
     def fit(self, bank: Bank) -> Self:
         super().fit(bank)
