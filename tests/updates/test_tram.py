@@ -16,7 +16,7 @@ from unseen.training.fit import TrainingSystem
 from unseen.updates.input_noise import input_noise
 from unseen.updates.tram import TRAM
 
-SPECS = ["tram", "tram-initial", "tram-x", "tram-fisher", "tram(reference='ema', decay=0.9)"]
+SPECS = ["tram", "tram-pretrained", "tram-x", "tram-fisher", "tram(reference='ema', decay=0.9)"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -42,7 +42,7 @@ def ascended_gradient(problem, theta, d, adaptive=True, eta=0.01):
     return problem.grad(theta + d * t**2 * g / (t * g).norm())
 
 
-@pytest.mark.parametrize("reference", ["previous", "initial", "ema"])
+@pytest.mark.parametrize("reference", ["previous", "pretrained", "ema"])
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_updates_of_the_paper(problem, reference, adaptive):
     metric = "adaptive" if adaptive else "euclidean"
@@ -54,7 +54,7 @@ def test_updates_of_the_paper(problem, reference, adaptive):
         if step == 0:
             expected, d = problem.grad(theta), None
         else:
-            at = {"previous": thetas[-2], "initial": thetas[0], "ema": average}[reference]
+            at = {"previous": thetas[-2], "pretrained": thetas[0], "ema": average}[reference]
             d = divergence(probabilities(problem, at), probabilities(problem, theta))
             assert 50 * d > 1e-3
             expected = ascended_gradient(problem, theta, 50 * d, adaptive)
@@ -65,6 +65,8 @@ def test_updates_of_the_paper(problem, reference, adaptive):
         assert ("divergence" in loss.parts) == (step > 0)
         if step:
             torch.testing.assert_close(loss.parts["divergence"], d)
+            torch.testing.assert_close(loss.parts["radius"], 50 * d)
+            assert loss.parts["perturbed"] > loss.total
 
 
 def test_noisy_inputs_are_the_reference_of_tram_x(problem):
@@ -80,6 +82,8 @@ def test_noisy_inputs_are_the_reference_of_tram_x(problem):
 def test_the_radius_is_capped(problem):
     expected = ascended_gradient(problem, problem.theta, 0.02)
     torch.testing.assert_close(problem.direction("tram-x(sigma=5.0, max_radius=0.02)"), expected)
+    loss = problem.rule("tram-x(sigma=5.0, max_radius=0.02)").step(problem.system, problem.batch)
+    assert loss.parts["radius"].item() == pytest.approx(0.02) and loss.parts["divergence"] > 0.02
 
 
 def test_the_fisher_metric_comes_from_noisy_inputs(problem):
@@ -97,7 +101,7 @@ def test_the_perturbation_is_along_the_scaled_gradient(problem, monkeypatch):
     seen = []
     rule = problem.rule("tram-x(sigma=1.0)")
     again = rule.gradient_again
-    monkeypatch.setattr(rule, "gradient_again", lambda *args: (seen.append(problem.theta), again(*args)))
+    monkeypatch.setattr(rule, "gradient_again", lambda *args: (seen.append(problem.theta), again(*args))[1])
     rule.step(problem.system, problem.batch)
     moved, along = seen[0] - theta, (theta.abs() + 0.01) ** 2 * g
     torch.testing.assert_close(moved / moved.norm(), along / along.norm())
@@ -177,15 +181,15 @@ def test_inputs_without_a_place_for_noise_are_refused():
 
 
 def test_a_divergence_that_is_not_finite_is_told(problem):
-    rule = problem.rule(TRAM("noise", sigma=float("inf")))
+    rule = problem.rule(TRAM("input_noise", sigma=float("inf")))
     problem.system.network.featurizer[1] = nn.Identity()
-    with pytest.raises(TrainingDiverged, match="divergence from the reference 'noise' is"):
+    with pytest.raises(TrainingDiverged, match="divergence from the reference 'input_noise' is"):
         rule.step(problem.system, problem.batch)
 
 
 def test_what_cannot_be_is_refused(problem):
-    with pytest.raises(InputError, match="Choose one of previous, initial, ema, noise"):
-        TRAM(reference="pretrained")
+    with pytest.raises(InputError, match="Choose one of previous, pretrained, ema, input_noise"):
+        TRAM(reference="initial")
     linear = nn.Linear(2, 2)
     with pytest.raises(InputError, match="finds no network in the Linear"):
         TRAM().bind(linear, torch.optim.SGD(linear.parameters(), lr=0.1))

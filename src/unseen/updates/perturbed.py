@@ -26,12 +26,12 @@ class TwoPassRule(UpdateRule):
         self._batch_norms = [layer for layer in layers if layer.track_running_stats]
         return self
 
-    def gradient_again(self, loss_function: LossFunction, batch: Batch) -> None:
+    def gradient_again(self, loss_function: LossFunction, batch: Batch) -> Loss:
         """Fill the gradients by another pass; batch normalisation's running statistics stay as they are."""
         for layer in self._batch_norms:
             layer.track_running_stats = False  # training then takes the batch's statistics and keeps none
         try:
-            self.gradient(loss_function, batch.again())
+            return self.gradient(loss_function, batch.again())
         finally:
             for layer in self._batch_norms:
                 layer.track_running_stats = True
@@ -105,7 +105,7 @@ class PerturbedStep(TwoPassRule):
         first = self.gradients()
         with self.parameters_restored():
             self.ascend(self.radius(batch), self.scales())
-            self.gradient_again(loss_function, batch)
+            self.perturbed_loss = self.gradient_again(loss_function, batch).total.detach()
         self.target(first)
         self.apply()
         return loss

@@ -18,7 +18,7 @@ from unseen.updates.base import LossFunction
 from unseen.updates.input_noise import input_noise
 from unseen.updates.perturbed import PerturbedStep
 
-REFERENCES = ("previous", "initial", "ema", "noise")
+REFERENCES = ("previous", "pretrained", "ema", "input_noise")
 
 
 class OutputAware(PerturbedStep):
@@ -42,24 +42,24 @@ class OutputAware(PerturbedStep):
     paper="Sherborne et al. 2024, arXiv 2310.03646",
 )
 @updates.register(
-    "tram-initial",
-    summary="TRAM with the initial (pretrained) network as reference",
+    "tram-pretrained",
+    summary="TRAM with the network that training began from as reference",
     paper="Sherborne et al. 2024, arXiv 2310.03646",
-    preset={"reference": "initial"},
+    preset={"reference": "pretrained"},
 )
 @updates.register(
     "tram-x",
     summary="TRAM with the outputs for noisy inputs as reference",
     paper="Sherborne et al. 2024, arXiv 2310.03646",
-    preset={"reference": "noise"},
+    preset={"reference": "input_noise"},
     search={"sigma": ("log", 1e-2, 1.0)},
 )
 class TRAM(OutputAware):
     """Perturbation d T^2 g / |T g| (section 3), T = |w| + eta, d = mean over the batch of KL(reference || now).
 
-    reference  "previous": the parameters before the last update; "initial": those before the first (the
-               pretrained ones when fine-tuning); "ema": a moving average of past parameters; "noise": the
-               present parameters on inputs with N(0, sigma^2) added (on embeddings, for tokens)
+    reference  "previous": the parameters before the last update; "pretrained": those that training began from;
+               "ema": a moving average of past parameters; "input_noise": the present parameters on inputs with
+               N(0, sigma^2) added (on embeddings, for tokens)
     metric     "adaptive" as in the paper, or "euclidean", for which `max_radius` should be about 0.05
     max_radius cap of d, None for none. The paper has none and observes d below the tuned radius of ASAM, 0.5; a
                new head can exceed it early
@@ -67,8 +67,8 @@ class TRAM(OutputAware):
     decay      of the moving average
 
     Both outputs are those of evaluation mode: dropout would add its own noise to d. The first update of a
-    reference made of parameters is a plain one, since d is zero. No gradient flows through d; it is logged as
-    the loss part "divergence". The limit of the gradient norm acts on the gradient that is followed.
+    reference made of parameters is a plain one, since d is zero. No gradient flows through d. The loss has d,
+    the radius (length of the perturbation in the metric) and the perturbed loss as parts, for the log.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TRAM(OutputAware):
             raise InputError(f"reference {reference!r}", "is not known", remedy)
         self.kind, self.sigma, self.seed = reference, sigma, seed
         self.max_radius, self.scale = max_radius, scale
-        self.decay = {"previous": 0.0, "initial": 1.0, "ema": decay}.get(reference)
+        self.decay = {"previous": 0.0, "pretrained": 1.0, "ema": decay}.get(reference)
         self.reference: dict[str, Tensor] = {}
         self.divergence = torch.zeros(())
 
@@ -104,7 +104,8 @@ class TRAM(OutputAware):
                 f"update rule 'tram': the divergence from the reference {self.kind!r} is "
                 f"{float(self.divergence)} at step {batch.step}. Lower the learning rate or sigma."
             )
-        return Loss(loss.total, {**loss.parts, "divergence": self.divergence})
+        log = {"divergence": self.divergence, "radius": self._capped(), "perturbed": self.perturbed_loss}
+        return Loss(loss.total, {**loss.parts, **log})
 
     @torch.no_grad()
     def radius(self, batch: Batch) -> Tensor:
@@ -118,6 +119,9 @@ class TRAM(OutputAware):
         # summed over classes, then averaged: the released code also averages over classes
         self.divergence = (there.exp() * (there - now)).sum(-1).mean().clamp(min=0)
         self._remember()
+        return self._capped()
+
+    def _capped(self) -> Tensor:
         radius = self.scale * self.divergence
         return radius if self.max_radius is None else radius.clamp(max=self.max_radius)
 
