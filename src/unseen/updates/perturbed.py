@@ -82,22 +82,23 @@ class PerturbedStep(TwoPassRule):
         """Turn the gradient at the perturbed parameters into the one to follow; `first` is that at w."""
 
     @torch.no_grad()
-    def scales(self) -> list[Tensor | None] | None:
-        """T of each parameter, None for one; made of the present parameters and gradients."""
+    def scales(self) -> list[Tensor] | None:
+        """T of each parameter, None when it is one; made of the present parameters and gradients."""
         if self.metric == "adaptive":
             return [p.abs() + self.eta for p in self.parameters]
         if self.metric == "fisher":
+            still = torch.ones(())  # of a parameter without a gradient, which does not move
             gradients = [p.grad for p in self.parameters]
-            return [None if g is None else (1 + self.eta * g.square()).rsqrt() for g in gradients]
+            return [still if g is None else (1 + self.eta * g.square()).rsqrt() for g in gradients]
         return None
 
     @torch.no_grad()
-    def ascend(self, radius: float | Tensor, scales: list[Tensor | None] | None = None) -> None:
+    def ascend(self, radius: float | Tensor, scales: list[Tensor] | None = None) -> None:
         """Move the parameters by radius T^2 g / |T g|, with g the present gradient."""
-        factor = radius / (self.gradient_norm(scales) + 1e-12)  # type: ignore[arg-type]
+        factor = radius / (self.gradient_norm(scales) + 1e-12)
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is not None:
-                move = parameter.grad if scales is None else parameter.grad * scales[index].square()  # type: ignore[union-attr]
+                move = parameter.grad if scales is None else parameter.grad * scales[index].square()
                 parameter.addcmul_(move, self.per_run(factor, parameter))
 
     def step(self, loss_function: LossFunction, batch: Batch) -> Loss:

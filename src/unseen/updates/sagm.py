@@ -26,7 +26,7 @@ class SAGM(PerturbedStep):
         self.alpha = alpha
 
     @torch.no_grad()
-    def ascend(self, radius: float | Tensor, scales: list[Tensor | None] | None = None) -> None:
+    def ascend(self, radius: float | Tensor, scales: list[Tensor] | None = None) -> None:
         super().ascend(radius, scales)
         for parameter in self.parameters:
             if parameter.grad is not None:

@@ -28,11 +28,12 @@ class OutputAware(PerturbedStep):
         if options.get("stacked"):
             problem, remedy = "reads the outputs of one network at a time", "Train its runs one by one."
             raise InputError("TRAM", problem, remedy)
-        if not isinstance(getattr(module, "network", None), nn.Module):
+        network = getattr(module, "network", None)
+        if not isinstance(network, nn.Module):
             remedy = "Bind it to a TrainingSystem, or to any module with a module `network`."
             raise InputError("TRAM", f"finds no network in the {type(module).__name__} that it moves", remedy)
         super().bind(module, optimizer, **options)
-        self.network = module.network
+        self.network = network
         return self
 
 
