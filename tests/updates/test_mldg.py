@@ -1,4 +1,4 @@
-"""MLDG against its paper's algorithm, with the gradient of the held-out loss taken at the moved parameters."""
+"""MLDG against its paper's algorithm: the held-out gradient is that at the moved parameters."""
 
 import pytest
 import torch

@@ -15,8 +15,8 @@ from unseen.updates.group_gradients import GroupGradients
 def insert(ordered: list[Tensor], value: Tensor, length: int, larger: bool) -> Tensor | None:
     """Insert `value` into a list that is ordered in each coordinate, the largest (or smallest) values first.
 
-    The list's tensors are changed; it keeps at most `length`, and what falls out at its end is returned. Passes of
-    minimum and maximum: for short lists far faster than sorting along a dimension.
+    The list's tensors are changed; it keeps at most `length`, and what falls out at its end is returned. This
+    takes passes of minimum and maximum: for short lists far faster than sorting along a dimension.
     """
     first, second = (torch.maximum, torch.minimum) if larger else (torch.minimum, torch.maximum)
     for present in ordered:
@@ -36,10 +36,10 @@ def insert(ordered: list[Tensor], value: Tensor, length: int, larger: bool) -> T
     search={"level": ("choice", [1, 2, 4])},
 )
 class Winsorized(GroupGradients):
-    """In each coordinate the `level` largest values become the next largest, likewise the smallest; then the mean.
+    """The mean once, in each coordinate, the `level` largest and smallest values are the next to them.
 
-    Level 0 is the mean itself. A batch of too few groups lowers the level. Gradients are not kept: memory is that
-    of 2 level + 4 of them. Time is a pass for each group, so give `groups` (such as 16) for large batches.
+    Level 0 is the mean itself. A batch of too few groups lowers the level. Gradients are not kept: memory is
+    that of 2 level + 4 of them. Time is a pass for each group, so give `groups` (such as 16) for large batches.
     """
 
     name = "winsorized"

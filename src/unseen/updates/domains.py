@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.objectives import Loss
@@ -30,11 +31,10 @@ def shuffled(domains: list[int], seed: int, step: int) -> list[int]:
 def pooled(losses: list[Loss], sizes: list[int]) -> Loss:
     """The loss of several parts of a batch, weighted by their numbers of examples; without gradients."""
     weights = [size / sum(sizes) for size in sizes]
-    names = [n for n in losses[0].parts if all(n in loss.parts for loss in losses)]
-    return Loss(
-        sum(w * loss.total.detach() for w, loss in zip(weights, losses, strict=True)),  # type: ignore[arg-type]
-        {
-            n: sum(w * loss.parts[n].detach() for w, loss in zip(weights, losses, strict=True))  # type: ignore[misc]
-            for n in names
-        },
-    )
+
+    def mean(values: list[Tensor]) -> Tensor:
+        return torch.stack([w * value.detach() for w, value in zip(weights, values, strict=True)]).sum(0)
+
+    names = [name for name in losses[0].parts if all(name in loss.parts for loss in losses)]
+    parts = {name: mean([loss.parts[name] for loss in losses]) for name in names}
+    return Loss(mean([loss.total for loss in losses]), parts)

@@ -20,8 +20,8 @@ from unseen.updates.domains import pooled, present_domains, shuffled
 class Fish(UpdateRule):
     """theta <- theta + meta_rate (theta' - theta), theta' after one optimizer step per domain (algorithm 1).
 
-    The optimizer of the learner takes the inner steps and keeps its moments from update to update; weight decay
-    and the limit of the gradient norm act in each of them. Domains take turns in random order, decided by
+    The optimizer of the learner takes the inner steps and keeps its moments from update to update; weight
+    decay and the limit of the gradient norm act in each of them. Domains take turns in random order, decided by
     `seed` and the step. The loss returned is the mean over the walk, each domain's where the walk met it.
     """
 

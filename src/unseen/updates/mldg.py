@@ -22,9 +22,9 @@ from unseen.updates.perturbed import TwoPassRule
 class MLDG(TwoPassRule):
     """Follow F'(theta) + beta G'(theta - inner_rate F'(theta)) (algorithm 1, its first-order form).
 
-    F is the loss on the meta-train domains, G that on `held_out` domains, drawn anew at every update (by `seed`
-    and the step). With two training domains each has its turn on either side. Second derivatives of F are left
-    out, as in the implementations in use.
+    F is the loss on the meta-train domains, G that on `held_out` domains, drawn anew at every update (by
+    `seed` and the step). With two training domains each has its turn on either side. Second derivatives of F
+    are left out, as in the implementations in use.
 
     inner_rate  step size inside; None for the optimizer's learning rate, as in the paper
     """

@@ -1,4 +1,4 @@
-"""The engine of sharpness-aware rules: a gradient at the worst parameters within a ball around the present ones."""
+"""The engine of sharpness-aware rules: a gradient at the worst parameters within a ball."""
 
 from __future__ import annotations
 

@@ -56,14 +56,14 @@ class OutputAware(PerturbedStep):
     search={"sigma": ("log", 1e-2, 1.0)},
 )
 class TRAM(OutputAware):
-    """Perturbation d T^2 g / |T g| (section 3), T = |w| + eta, d = mean over the batch of KL(reference || now).
+    """Perturbation d T^2 g / |T g|, T = |w| + eta, d = mean over the batch of KL(reference || now).
 
-    reference  "previous": the parameters before the last update; "pretrained": those that training began from;
-               "ema": a moving average of past parameters; "input_noise": the present parameters on inputs with
-               N(0, sigma^2) added (on embeddings, for tokens)
+    reference  "previous": the parameters before the last update; "pretrained": those that training began
+               from; "ema": a moving average of past parameters; "input_noise": the present parameters on
+               inputs with N(0, sigma^2) added (on embeddings, for tokens)
     metric     "adaptive" as in the paper, or "euclidean", for which `max_radius` should be about 0.05
-    max_radius cap of d, None for none. The paper has none and observes d below the tuned radius of ASAM, 0.5; a
-               new head can exceed it early
+    max_radius cap of d, None for none. The paper has none and observes d below the tuned radius of ASAM,
+               0.5; a new head can exceed it early
     scale      factor of d
     decay      of the moving average
 
