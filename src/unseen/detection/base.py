@@ -33,7 +33,7 @@ class Detector(nn.Module):
     def keep(self, **buffers: Tensor) -> None:
         """Set (or replace) buffers."""
         for name, value in buffers.items():
-            self.register_buffer(name, value.detach())
+            self.register_buffer(name, value.detach().clone())
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
         """Take over the buffers of a fitted detector (`state_dict()` of another instance)."""

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from unseen.errors import InputError, nearest
 from unseen.networks import Bank
-from unseen.objectives.head_statistics import DomainRows, head_statistics, hessian_products
+from unseen.objectives.head_statistics import head_statistics, hessian_products
+from unseen.objectives.shares import DomainRows
 
 Norm = Literal["spectral", "fro", "diag"]
 

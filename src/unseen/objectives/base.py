@@ -57,7 +57,8 @@ def domain_means(values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     member = nn.functional.one_hot(batch.domain, batch.domains).to(values.dtype)
     counts = member.sum(0)
-    means = (member / counts.clamp(min=1)).T @ values.flatten(1 if values.dim() > 1 else 0)
+    with torch.autocast(values.device.type, enabled=False):  # a mean of losses is no place for half precision
+        means = (member / counts.clamp(min=1)).T @ values.flatten(1 if values.dim() > 1 else 0)
     return means.view(batch.domains, *values.shape[1:]), (counts > 0).to(values.dtype)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -40,11 +38,10 @@ class CDANN(DANN):
 
     def forward(self, model: Network, batch: Batch) -> Loss:
         features = model.featurizer(batch.x)
-        progress = min(1.0, batch.step / self.warmup_steps) if self.warmup_steps else 1.0
-        strength = self.strength * (2 / (1 + math.exp(-10 * progress)) - 1)
         embedding = self.class_embedding
         targets = class_probabilities(batch.y, len(embedding), embedding.dtype)
-        guess = self.discriminator(reverse_gradient(features, strength) + targets @ embedding)
+        seen = reverse_gradient(features, self.strength_at(batch.step)) + targets @ embedding
+        guess = self.discriminator(seen)
         label = example_losses(model.head(features), batch).mean()
         losses = nn.functional.cross_entropy(guess, batch.domain, reduction="none")
         domain = class_balanced_mean(losses, targets.to(losses.dtype))

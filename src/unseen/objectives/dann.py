@@ -59,11 +59,14 @@ class DANN(Objective):
             nn.Linear(features, self.width), nn.ReLU(), nn.Linear(self.width, domains)
         )
 
+    def strength_at(self, step: int) -> float:
+        """How strongly the features resist the discriminator at a training step."""
+        progress = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        return self.strength * (2 / (1 + math.exp(-10 * progress)) - 1)
+
     def forward(self, model: Network, batch: Batch) -> Loss:
         features = model.featurizer(batch.x)
-        progress = min(1.0, batch.step / self.warmup_steps) if self.warmup_steps else 1.0
-        strength = self.strength * (2 / (1 + math.exp(-10 * progress)) - 1)
-        guess = self.discriminator(reverse_gradient(features, strength))
+        guess = self.discriminator(reverse_gradient(features, self.strength_at(batch.step)))
         label = example_losses(model.head(features), batch).mean()
         domain = nn.functional.cross_entropy(guess, batch.domain)
         return Loss(label + domain, {"label": label, "domain": domain})

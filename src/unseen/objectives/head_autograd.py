@@ -10,13 +10,13 @@ from torch.func import functional_call, grad, vmap
 
 from unseen.errors import InputError
 from unseen.objectives.head_statistics import (
-    DomainRows,
     HeadStatistics,
     check_names,
     check_shapes,
     full_precision,
     head_statistics,
 )
+from unseen.objectives.shares import DomainRows
 
 
 def head_statistics_by_autograd(

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from unseen.errors import InputError, nearest
+from unseen.objectives.shares import DomainRows, example_shares, unbiased_factor
+from unseen.objectives.targets import class_probabilities
 
 STATISTICS = (
     "loss",
@@ -44,29 +46,8 @@ class HeadStatistics:
     def over_present(self, values: Tensor) -> Tensor:
         """Mean of (D, ...) over the domains that are present."""
         share = self.present / self.present.sum().clamp(min=1)
-        return (share @ values.flatten(1 if values.dim() > 1 else 0)).view(values.shape[1:])
-
-
-@dataclass(frozen=True)
-class DomainRows:
-    """Weights of examples in each domain's mean (D, B), and of domains in the mean over present ones (D,)."""
-
-    domains: Tensor
-    share: Tensor
-    present: Tensor
-
-    @classmethod
-    def of(cls, domain: Tensor, domains: int, dtype: torch.dtype) -> DomainRows:
-        member = (domain == torch.arange(domains, device=domain.device).unsqueeze(1)).to(dtype)
-        counts = member.sum(1)
-        present = counts.clamp(max=1)
-        rows = member / counts.clamp(min=1).unsqueeze(1)
-        return cls(rows, present / present.sum().clamp(min=1), present)
-
-    @property
-    def all(self) -> Tensor:
-        """(D + 1, B), the pooled mean last."""
-        return torch.cat([self.domains, (self.share @ self.domains).unsqueeze(0)])
+        with torch.autocast(values.device.type, enabled=False):
+            return (share @ values.flatten(1 if values.dim() > 1 else 0)).view(values.shape[1:])
 
 
 def head_statistics(
@@ -117,7 +98,7 @@ def head_statistics(
         found["loss"] = rows @ weighted(nn.functional.cross_entropy(logits, targets, reduction="none"))
     if set(order) - {"loss", "feature_mean", "feature_covariance"}:
         probabilities = torch.softmax(logits, -1)
-        residual = weighted(probabilities - _soft(targets, logits))
+        residual = weighted(probabilities - class_probabilities(targets, logits.shape[1], logits.dtype))
     if "scale_gradient" in order:
         found["scale_gradient"] = rows @ (residual * logits).sum(1)
     if {"gradient", "gradient_variance", "hessian_gradient", "hessian_diagonal"} & set(order):
@@ -134,12 +115,12 @@ def head_statistics(
         curvature = weighted(probabilities * (1 - probabilities))
         found["hessian_diagonal"] = mean_products(rows, curvature, inputs.square())
     if "feature_mean" in order or "feature_covariance" in order:
-        shares = _shares(rows, weight)
+        shares = example_shares(rows, weight)
         means = found["feature_mean"] = shares @ features
         if "feature_covariance" in order:
             second = torch.einsum("kb,bf,bg->kfg", shares, features, features)
             covariances = second - means.unsqueeze(2) * means.unsqueeze(1)
-            found["feature_covariance"] = covariances * _unbiased(shares).view(-1, 1, 1)
+            found["feature_covariance"] = covariances * unbiased_factor(shares).view(-1, 1, 1)
     found = {name: found[name] for name in order}
     if not pooled:
         return HeadStatistics(found, {}, of_domains.present)
@@ -172,11 +153,11 @@ def covariance_discrepancy(
     """
     features = full_precision(features)
     rows = DomainRows.of(domain, domains, features.dtype)
-    shares = _shares(rows.domains, weight)
+    shares = example_shares(rows.domains, weight)
     member = (shares > 0).to(features.dtype)
     # the means need no gradient: centred features of a domain sum to zero, which cancels it
     centred = features - member.T @ (shares @ features.detach())
-    scaled = shares * _unbiased(shares).unsqueeze(1)
+    scaled = shares * unbiased_factor(shares).unsqueeze(1)
     count = rows.present.sum().clamp(min=1)
     mean = scaled.sum(0) / count
     pairs = scaled.T @ scaled / count - mean.unsqueeze(1) * mean  # (B, B)
@@ -204,27 +185,6 @@ class _SymmetricGram(torch.autograd.Function):
 def mean_products(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """(K, C, F): for each row of weights (K, B) the mean of left (B, C) or (K, B, C) times right (B, F)."""
     return (rows.unsqueeze(-1) * left).transpose(1, 2) @ right
-
-
-def _soft(targets: Tensor, like: Tensor) -> Tensor:
-    """(B, C) targets, from labels as well."""
-    if targets.is_floating_point():
-        return targets
-    return (targets.unsqueeze(1) == torch.arange(like.shape[1], device=like.device)).to(like.dtype)
-
-
-def _shares(rows: Tensor, weight: Tensor | None) -> Tensor:
-    """(K, B) weights of examples that sum to one in each row; zero for rows without any."""
-    if weight is None:
-        return rows
-    weighted = rows * weight
-    return weighted / weighted.sum(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
-
-
-def _unbiased(shares: Tensor) -> Tensor:
-    """(K,) factor n / (n - 1); with weights 1 / (1 - sum of squared shares); 1 if only one example counts."""
-    rest = 1 - shares.square().sum(1)
-    return torch.where(rest > 1e-6, 1 / rest.clamp(min=1e-6), torch.ones_like(rest))
 
 
 def full_precision(tensor: Tensor) -> Tensor:

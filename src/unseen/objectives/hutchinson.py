@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unseen.errors import InputError
-from unseen.objectives.head_statistics import DomainRows, check_shapes, full_precision
+from unseen.objectives.head_statistics import check_shapes, full_precision
+from unseen.objectives.shares import DomainRows
 from unseen.shifts.sampling import derive_seed
 
 

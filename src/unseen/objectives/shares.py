@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from unseen.objectives.head_statistics import DomainRows
+
+@dataclass(frozen=True)
+class DomainRows:
+    """Weights of examples in each domain's mean (D, B), and of domains in the mean over present ones (D,)."""
+
+    domains: Tensor
+    share: Tensor
+    present: Tensor
+
+    @classmethod
+    def of(cls, domain: Tensor, domains: int, dtype: torch.dtype) -> DomainRows:
+        member = (domain == torch.arange(domains, device=domain.device).unsqueeze(1)).to(dtype)
+        counts = member.sum(1)
+        present = counts.clamp(max=1)
+        rows = member / counts.clamp(min=1).unsqueeze(1)
+        return cls(rows, present / present.sum().clamp(min=1), present)
+
+    @property
+    def all(self) -> Tensor:
+        """(D + 1, B), the pooled mean last."""
+        return torch.cat([self.domains, (self.share @ self.domains).unsqueeze(0)])
+
+
+def example_shares(rows: Tensor, weight: Tensor | None) -> Tensor:
+    """(K, B) weights of examples that sum to one in each row; zero for rows without any."""
+    if weight is None:
+        return rows
+    weighted = rows * weight
+    return weighted / weighted.sum(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
 
 
 def domain_shares(
@@ -19,10 +49,8 @@ def domain_shares(
     rows = DomainRows.of(domain, domains, dtype)
     if weight is None:
         return rows.domains, rows.present
-    weighted = rows.domains * weight
-    total = weighted.sum(1, keepdim=True)
-    shares = weighted / torch.where(total > 0, total, torch.ones_like(total))
-    return shares, (total > 0).squeeze(1).to(dtype)
+    shares = example_shares(rows.domains, weight)
+    return shares, (shares.sum(1) > 0).to(dtype)
 
 
 def unbiased_factor(shares: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, example_losses
 from unseen.objectives.group_dro import reweighted
 from unseen.objectives.head_statistics import (
-    DomainRows,
     full_precision,
     hessian_products,
     mean_products,
 )
+from unseen.objectives.shares import DomainRows
 from unseen.objectives.targets import class_probabilities
 from unseen.registry import objectives
 from unseen.shifts import Batch

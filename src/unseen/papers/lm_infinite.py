@@ -31,7 +31,7 @@ def _degradation(condition: str) -> Callable[[Measured], float]:
 
 @papers.register(
     "lm-infinite",
-    summary="A Lambda-shaped mask and a distance ceiling keep a decoder stable at 8 times its window.",
+    summary="A Lambda-shaped mask and a distance ceiling keep a decoder stable at 8 times its window",
     paper="Han et al. 2024, arXiv 2308.16137",
 )
 class LMInfinite(Reproduction):
