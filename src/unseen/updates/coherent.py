@@ -39,7 +39,7 @@ class Winsorized(GroupGradients):
     """The mean once, in each coordinate, the `level` largest and smallest values are the next to them.
 
     Level 0 is the mean itself. A batch of too few groups lowers the level. Gradients are not kept: memory is
-    that of 2 level + 4 of them. Time is a pass for each group, so give `groups` (such as 16) for large batches.
+    that of 2 level + 4 of them. Time is a pass for each group: give `groups` (such as 16) for large batches.
     """
 
     name = "winsorized"

@@ -21,8 +21,8 @@ class Fish(UpdateRule):
     """theta <- theta + meta_rate (theta' - theta), theta' after one optimizer step per domain (algorithm 1).
 
     The optimizer of the learner takes the inner steps and keeps its moments from update to update; weight
-    decay and the limit of the gradient norm act in each of them. Domains take turns in random order, decided by
-    `seed` and the step. The loss returned is the mean over the walk, each domain's where the walk met it.
+    decay and the limit of the gradient norm act in each of them. Domains take turns in random order, decided
+    by `seed` and the step. The loss returned is the mean over the walk, each domain's where the walk met it.
     """
 
     def __init__(self, meta_rate: float = 0.5, seed: int = 0):

@@ -21,8 +21,8 @@ class GroupGradients(UpdateRule):
     """Cuts the batch into groups and follows a robust mean, coordinate by coordinate, of their gradients.
 
     groups  number of groups, whose sizes differ by one example at most; None for one example each. The
-            examples of each domain are shuffled (by `seed` and the step) and dealt out in turn, so that groups
-            hold examples of every domain. A batch with fewer examples makes fewer groups.
+            examples of each domain are shuffled (by `seed` and the step) and dealt out in turn: groups hold
+            examples of every domain. A batch with fewer examples makes fewer groups.
 
     A group's loss is the objective on its examples alone: a penalty between domains sees what the group has
     of them. Each group takes a forward and a backward pass. (Measured: one pass vectorised over groups by
