@@ -173,7 +173,9 @@ def test_texts(cache):
 
 
 def test_learner_on_frozen_features_end_to_end(photographs, calls):
-    learner = Learner(backbone="efficientnet-lite0(size=64)", steps=30, batch_size=16, learning_rate=1e-2)
+    learner = Learner(
+        backbone="efficientnet-lite0(size=64)", network="linear", steps=30, batch_size=16, learning_rate=1e-2
+    )
     split = photographs.split("fog")
     predictor = fit(learner, split)
     computed = sum(calls)

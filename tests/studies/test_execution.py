@@ -15,7 +15,13 @@ from unseen.registry import objectives
 from unseen.studies import Plan, Results, Store, Study, execute
 from unseen.studies.execution import estimate_seconds
 
-SMALL = {"steps": 30, "batch_size": 16, "network": "linear", "learning_rate": 0.02, "detectors": ("msp", "knn")}
+SMALL = {
+    "steps": 30,
+    "batch_size": 16,
+    "network": "linear",
+    "learning_rate": 0.02,
+    "detectors": ("msp", "knn"),
+}
 
 
 def final(folder) -> dict:
@@ -136,7 +142,7 @@ def test_a_read_only_folder_is_named(toy, monkeypatch, tmp_path):
 
 
 def test_the_time_is_estimated_before_a_study_starts(toy, tmp_path):
-    study = Study(toy, ["erm", "dann"], seeds=2, **SMALL)
+    study = Study(toy, ["erm", "dann"], seeds=2, **{**SMALL, "network": "mlp"})
     with study.open_store(tmp_path) as store:
         seconds = estimate_seconds(study.plan, store)
     assert 0 < seconds < 60

@@ -9,7 +9,9 @@ from unseen.studies.store import CellResult, Store
 def test_a_cell_is_there_whole_or_not_at_all(toy, tmp_path):
     cell, other = Plan.make(toy, ["erm"], unseen="a", seeds=2).cells
     record = {"role": "unseen", "domain": "a", "metric": "accuracy", "value": 0.5, "n": 3}
-    result = CellResult(cell.key, [record], {"unseen/logits": np.arange(6.0).reshape(3, 2)}, {"steps": 3}, 1.5)
+    result = CellResult(
+        cell.key, [record], {"unseen/logits": np.arange(6.0).reshape(3, 2)}, {"steps": 3}, 1.5
+    )
     path = tmp_path / "results.sqlite"
     with Store(path) as store:
         broken = CellResult(other.key, [{"role": "unseen"}])  # a record without its fields

@@ -160,6 +160,15 @@ def test_methods_that_compare_domains_need_two(split):
         fit(Learner(objective="groupdro", **SMALL), shift.split("b"))
 
 
+@pytest.mark.parametrize("name", ["coral", "dann", "mmd", "ib-erm"])
+def test_methods_that_shape_features_need_some_to_shape(split, name):
+    with pytest.raises(
+        InputError, match=f"'{name}': acts on the features, but the network 'linear' trains none"
+    ):
+        fit(Learner(objective=name, network="linear", **SMALL), split)
+    fit(Learner(objective=name, network="mlp", **{**SMALL, "steps": 2}), split)
+
+
 def test_averaged_weights_get_their_own_batch_statistics(split):
     def bn(*, input_shape, classes):
         return Network(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU()), 8, classes)

@@ -29,6 +29,9 @@ class Objective(nn.Module):
     needs_domains = False
     """Whether the loss makes no sense with a single training domain."""
 
+    needs_features = False
+    """Whether what it adds to the risk acts on the featurizer alone: without trained features it does nothing."""
+
     def setup(self, *, features: int, classes: int, domains: int) -> None:
         """Called once before training: create parameters and buffers that depend on these sizes."""
 

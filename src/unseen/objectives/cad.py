@@ -77,6 +77,7 @@ class CAD(Objective):
     """
 
     needs_domains = True
+    needs_features = True
 
     def __init__(self, penalty_weight: float = 0.1, temperature: float = 0.1, conditional: bool = False):
         super().__init__()

@@ -67,6 +67,7 @@ class CausIRL(Objective):
     """
 
     needs_domains = True
+    needs_features = True
 
     def __init__(
         self, distance: Literal["coral", "mmd"] = "mmd", penalty_weight: float = 1.0, split_seed: int = 0

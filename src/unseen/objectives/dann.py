@@ -49,6 +49,7 @@ class DANN(Objective):
     """
 
     needs_domains = True
+    needs_features = True
 
     def __init__(self, strength: float = 1.0, width: int = 64, warmup_steps: int = 100):
         super().__init__()

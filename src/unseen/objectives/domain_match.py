@@ -205,6 +205,10 @@ class DomainMatch(Objective):
             for name in ("average_before", "average"):
                 self.register_buffer(name, torch.zeros(domains, classes, features + 1))
 
+    @property
+    def needs_features(self) -> bool:  # type: ignore[override]
+        return set(self.factors) <= {"feature_mean", "feature_covariance"}
+
     def resets_optimizer_at(self, step: int) -> bool:
         return self.schedule.switches_at(step)
 

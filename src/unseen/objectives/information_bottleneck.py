@@ -59,6 +59,10 @@ class InformationBottleneck(Objective):
         self.schedule = PenaltySchedule(penalty_weight, warmup_steps)
         self.irm_schedule = PenaltySchedule(irm_weight, warmup_steps, min(1.0, irm_weight))
 
+    @property
+    def needs_features(self) -> bool:  # type: ignore[override]
+        return not self.irm_schedule.weight
+
     def resets_optimizer_at(self, step: int) -> bool:
         return self.schedule.switches_at(step) or self.irm_schedule.switches_at(step)
 

@@ -43,6 +43,8 @@ class URM(Objective):
     the discriminator a learning rate of its own; here the network is not changed, and there is one optimizer.
     """
 
+    needs_features = True
+
     def __init__(self, strength: float = 0.1, width: int = 100, layers: int = 1, noise_seed: int = 0):
         super().__init__()
         if not (strength >= 0 and width >= 1 and layers >= 0):

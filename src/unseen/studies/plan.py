@@ -15,7 +15,7 @@ from unseen.errors import InputError, nearest
 from unseen.registry import averaging, objectives, updates
 from unseen.shifts import Shift
 from unseen.training import Learner
-from unseen.training.fit import check_network
+from unseen.training.fit import check_learner
 
 Rule = Literal["id-validation", "leave-one-domain-out", "oracle"]
 RULES: tuple[Rule, ...] = ("id-validation", "leave-one-domain-out", "oracle")
@@ -116,8 +116,9 @@ class Plan:
             )
         for names in held_out:
             shift.split(names, after=after, validation=validation)  # raises on unknown names, absent classes
+        fewest_left = max(_held_out_sets(shift, held_out, rule), key=len)
         for learner in made:
-            check_network(learner, shift.split(held_out[0], after=after, validation=validation))
+            check_learner(learner, shift.split(fewest_left, after=after, validation=validation))
         options: dict[str, Any] = {"after": after, "validation": validation}
         cells: list[Cell] = []
         for learner in made:

@@ -91,7 +91,7 @@ def _stacked_agrees(build: Callable[[], UpdateRule], device: torch.device | str)
 
     def moved(values: list[Tensor], goals: list[Tensor], stacked: bool) -> Tensor:
         module = nn.ParameterList([nn.Parameter(value.clone()) for value in values])
-        rule = build().bind(module, torch.optim.SGD(module.parameters(), lr=0.1), stacked=stacked)
+        rule = build().bind(module, torch.optim.SGD(module.parameters(), lr=0.003), stacked=stacked)
         for _ in range(3):
             rule.step(
                 lambda batch: Loss(sum((p - g).pow(4).sum() for p, g in zip(module, goals, strict=True))),

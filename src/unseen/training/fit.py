@@ -88,39 +88,50 @@ class TrainingSystem(nn.Module):
 
 def build_system(learner: Learner, data: TrainingData, seed: int) -> TrainingSystem:
     """Network and objective with initial weights that depend on `seed` alone (not on global random state)."""
-    split = data.split
-    objective = objectives.build(learner.objective)
-    if objective.needs_domains and len(split.train_domains) < 2:
-        raise InputError(
-            f"objective {learner.objective.name!r}",
-            f"compares training domains, but there is only one ({split.train_domains[0]!r})",
-            "Train on at least two domains, or choose an objective that needs none, such as erm.",
-        )
+    split, objective = data.split, objectives.build(learner.objective)
     with seeded(seed):
         network = _build_network(learner, data.preprocessing.shape, len(split.shift.classes))
+        _require_what_it_needs(learner, objective, network, split)
         objective.setup(features=network.features, classes=network.classes, domains=len(split.train_domains))
     return TrainingSystem(network, objective)
 
 
 def _build_network(learner: Learner, shape: Any, classes: int) -> Network:
     spec = learner.network
-    if spec.name == "auto":
-        name = "linear" if learner.backbone is not None else default_network(shape)
-        spec = Spec(name, spec.parameters)
+    if spec.name == "auto" and learner.backbone is not None:
+        spec = Spec.make(
+            "mlp", **{"depth": 1, **spec.options}
+        )  # methods that shape features need some to shape
+    elif spec.name == "auto":
+        spec = Spec(default_network(shape), spec.parameters)
     return build_network(spec, shape, classes)
 
 
-def check_network(learner: Learner, split: Split) -> None:
-    """Raise `InputError` when the learner's network or backbone cannot take the inputs; looks at a few rows."""
-    if learner.network.name == "auto" and learner.backbone is None:
-        return
+def _require_what_it_needs(learner: Learner, objective: Objective, network: Network, split: Split) -> None:
+    if objective.needs_domains and len(split.train_domains) < 2:
+        raise InputError(
+            f"objective {learner.objective.name!r}",
+            f"compares training domains, but there is only one ({split.train_domains[0]!r})",
+            "Train on at least two domains, or choose an objective that needs none, such as erm.",
+        )
+    if objective.needs_features and not any(p.requires_grad for p in network.featurizer.parameters()):
+        raise InputError(
+            f"objective {learner.objective.name!r}",
+            f"acts on the features, but the network {network.spec.name!r} trains none: it would do nothing",
+            "Choose a network with hidden layers, such as mlp.",
+        )
+
+
+def check_learner(learner: Learner, split: Split) -> None:
+    """Raise `InputError` when a learner cannot be trained on a split; looks at a few rows, trains nothing."""
     rows = split.train[:32]
     if learner.backbone is None:
         preprocessing = fit_preprocessing(split.shift, rows)
     else:
         preprocessing = FrozenBackbone.fit(split.shift, rows, learner.backbone)
     with seeded(0):
-        _build_network(learner, preprocessing.shape, len(split.shift.classes))
+        network = _build_network(learner, preprocessing.shape, len(split.shift.classes))
+    _require_what_it_needs(learner, objectives.build(learner.objective), network, split)
 
 
 def build_optimizer(learner: Learner, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
