@@ -19,7 +19,11 @@ def test_fits_the_terminal_and_keeps_every_number(study, width):
     assert max(map(len, text.splitlines())) <= width
     for row in results.table.itertuples():
         assert f"{100 * row.accuracy:.1f}%  {100 * row.low:.1f}–{100 * row.high:.1f}" in text
-    assert ("calibration" in text) == (width >= 90) and ("  worst class" in text) == (width >= 75)
+    assert (
+        ("calib." in text) == (width >= 75)
+        and ("(n=" in text) == (width >= 90)
+        and ("  worst class" in text) == (width >= 75)
+    )
 
 
 def test_the_choice_is_marked_and_the_pitfalls_follow(study):

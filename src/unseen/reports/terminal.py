@@ -17,6 +17,8 @@ from unseen.studies.results import Results
 MOST_ROWS = 24
 """With more than this, only the chosen learner is shown domain by domain."""
 SHORTEST_NAME = 8
+WIDE = 90
+"""From so many columns on, ID accuracy and the size of the worst group are shown, too."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Column:
 def print_summary(results: Results, console: Console) -> None:
     """Print accuracy with its interval, gap, worst group and calibration error by unseen domain and learner.
 
-    The learner to deploy is marked with an arrow. Long names are cut, and below 90 columns less is shown.
+    The learner to deploy is marked with an arrow. Long names are cut, and narrow terminals show less.
     Raises InputError when no run has finished.
     """
     console.print()
@@ -46,7 +48,7 @@ def print_summary(results: Results, console: Console) -> None:
 
 def _table(results: Results, width: int) -> Table:
     chosen = results.choice.method
-    columns = [column for column in _columns(results) if width >= column.least_terminal]
+    columns = [column for column in _columns(results, width) if width >= column.least_terminal]
     rows = _rows(results)
     names = ["domain", "method", *(["worst_name"] if any("worst" in c.title for c in columns) else [])]
     room = width - sum(c.width for c in columns) - 2 * (len(columns) - 1)
@@ -66,23 +68,20 @@ def _table(results: Results, width: int) -> Table:
     return table
 
 
-def _columns(results: Results) -> tuple[Column, ...]:
-    worst = f"worst {results.category}"
+def _columns(results: Results, width: int) -> tuple[Column, ...]:
+    def worst(row: dict[str, Any]) -> str:
+        count = f" (n={row['worst_n']})" if width >= WIDE else ""
+        return f"{percent(row['worst'])} {row['worst_name']}{count}"
+
     return (
         Column("unseen domain", lambda r: r["domain"], 0, "left"),
         Column("  learner", lambda r: r["arrow"] + r["method"], 2, "left"),
         Column("accuracy", lambda r: percent(r["accuracy"]), 8),
         Column("95 %", lambda r: bounds(r["low"], r["high"]), 10, "left"),
-        Column("ID", lambda r: percent(r["id_accuracy"]), 6, least_terminal=90),
+        Column("ID", lambda r: percent(r["id_accuracy"]), 6, least_terminal=WIDE),
         Column("gap", lambda r: points(r["gap"]), 6),
-        Column(
-            worst,
-            lambda r: f"{percent(r['worst'])} {r['worst_name']} (n={r['worst_n']})",
-            16,
-            "left",
-            least_terminal=75,
-        ),
-        Column("calibration\nerror", lambda r: decimal(r["calibration_error"]), 11, least_terminal=90),
+        Column(f"worst {results.category}", worst, 16 if width >= WIDE else 7, "left", least_terminal=75),
+        Column("calib.\nerror", lambda r: decimal(r["calibration_error"]), 6, least_terminal=75),
     )
 
 
