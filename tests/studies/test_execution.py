@@ -7,11 +7,13 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch import nn
 
 from unseen.errors import InputError
 from unseen.objectives import Loss, Objective
 from unseen.registry import objectives
+from unseen.shifts import open_shift
 from unseen.studies import Plan, Results, Store, Study, execute
 from unseen.studies.execution import estimate_seconds
 
@@ -47,6 +49,21 @@ def test_every_engine_gives_the_same_numbers(toy, one_by_one, tmp_path, engine):
     assert found.keys() == expected.keys()
     values = np.array([(expected[key], found[key]) for key in expected])
     assert np.abs(values[:, 0] - values[:, 1]).max() < (1e-9 if engine == "local" else 0.02)
+
+
+def test_folders_of_images_reach_worker_processes(tmp_path):
+    for domain in "ab":
+        for label in "xy":
+            for index in range(6):
+                path = tmp_path / "photos" / domain / label / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                level = 200 * (label == "y") + 10 * index
+                Image.new("RGB", (12, 12), (level, level, 30 * (domain == "b"))).save(path)
+    study = Study(
+        open_shift(tmp_path / "photos"), ["erm"], seeds=1, steps=5, batch_size=4, detectors=("msp",)
+    )
+    results = study.run(tmp_path / "run", engine="local", workers=2)
+    assert results.failed.empty and set(results.unseen_domains) == {"a", "b"}
 
 
 def test_ray_gives_the_same_numbers(toy, one_by_one, tmp_path):

@@ -183,14 +183,17 @@ _worker: dict[str, Any] = {}
 
 
 def _payload(plan: Plan, hardware: Hardware) -> bytes:
-    """What a worker process must know: plug-in files by path, methods of notebooks by value."""
+    """What a worker process must know: the data, plug-in files by path, methods of notebooks by value.
+
+    As bytes: PyTorch's own way of sending tensors to a process through shared memory fails for empty ones.
+    """
     external = {kind: registry.external() for kind, registry in REGISTRIES.items()}
-    return cloudpickle.dumps((plan.detectors, hardware, tuple(plugins), external))
+    return cloudpickle.dumps((plan.shift, plan.detectors, hardware, tuple(plugins), external))
 
 
-def _start_worker(shift: Shift, payload: bytes) -> None:
+def _start_worker(payload: bytes) -> None:
     torch.set_num_threads(1)
-    detectors, hardware, plugin_files, external = cloudpickle.loads(payload)
+    shift, detectors, hardware, plugin_files, external = cloudpickle.loads(payload)
     for path in plugin_files:
         load_plugin(path)
     for kind, entries in external.items():
@@ -202,12 +205,12 @@ def _run_in_worker(cell: Cell) -> CellResult:
     return run_cell(cell, _worker["data"], _worker["detectors"], _worker["hardware"])
 
 
-def _start_process(shift: Shift, payload: bytes) -> None:
+def _start_process(payload: bytes) -> None:
     """A worker ends with its parent, however that ends, and leaves the terminal to it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process: no traceback from this one
     warnings.simplefilter("ignore")
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _start_worker(shift, payload)
+    _start_worker(payload)
 
 
 def _end_with_parent() -> None:
@@ -222,7 +225,7 @@ def _on_processes(cells: list[Cell], plan: Plan, workers: int, hardware: Hardwar
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_process,
-        initargs=(plan.shift, _payload(plan, hardware)),
+        initargs=(_payload(plan, hardware),),
     )
     futures = {pool.submit(_run_in_worker, cell): cell for cell in cells}
     try:
@@ -248,15 +251,15 @@ def _on_ray(cells: list[Cell], plan: Plan, workers: int, hardware: Hardware) -> 
             local = {}
         ray.init(log_to_driver=False, **local)
     try:
-        shift, payload = ray.put(plan.shift), _payload(plan, hardware)
+        payload = ray.put(_payload(plan, hardware))
 
         @ray.remote(num_cpus=1, num_gpus=hardware.devices if hardware.accelerator in ("gpu", "cuda") else 0)
-        def run(cell: Cell, shift: Shift) -> CellResult:
+        def run(cell: Cell, payload: bytes) -> CellResult:
             if not _worker:  # Ray keeps processes for several tasks
-                _start_worker(shift, payload)
+                _start_worker(payload)
             return _run_in_worker(cell)
 
-        futures = {run.remote(cell, shift): cell for cell in cells}
+        futures = {run.remote(cell, payload): cell for cell in cells}
         waiting = list(futures)
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1)
