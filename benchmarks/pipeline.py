@@ -27,10 +27,8 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     rows = [_assembly("vectors of 392", vectors, quick), _assembly("images, 3 x 28 x 28", images, quick)]
     with quiet():
         rows += [_first_step("MLP, vectors of 392", vectors), _first_step("CNN, images 3 x 28 x 28", images)]
-        rows += [
-            _evaluation_share("MLP, vectors of 392", vectors, quick),
-            _evaluation_share("CNN, images 3 x 28 x 28", images, quick),
-        ]
+        rows += _evaluation_share("MLP, vectors of 392", vectors, quick)
+        rows += _evaluation_share("CNN, images 3 x 28 x 28", images, quick)
     return rows
 
 
@@ -99,22 +97,35 @@ def _first_step(what: str, shift: Shift) -> dict[str, Any]:
     return _alone(what, best, "s", "<= 1")
 
 
-def _evaluation_share(what: str, shift: Shift, quick: bool) -> dict[str, Any]:
-    """Per cent of a run at default settings (300 steps, 10 evaluations) that judging the network takes."""
+def _evaluation_share(what: str, shift: Shift, quick: bool) -> list[dict[str, Any]]:
+    """Per cent of a run at default settings (300 steps, 10 evaluations) that judging the network takes.
+
+    The target is for what other libraries evaluate too (accuracy, by class and domain, and calibration; here
+    with label-free estimates); the second row adds the scores of all detectors and their intervals.
+    """
     learner = Learner(steps=10 if quick else 300, evaluations=2 if quick else 10)
     data = TrainingData(shift.split(shift.domains[0]))
     began = time.perf_counter()
     result = train(learner, data)
-    trained = time.perf_counter()
+    trained = time.perf_counter() - began
     network = build_system(learner, data, 0).network
     network.load_state_dict(result.state)
-    evaluate(network, data, DETECTORS)  # every role, with scores of all detectors and label-free estimates
-    ended = time.perf_counter()
-    share = (result.facts["evaluation_seconds"] + ended - trained) / (ended - began) * 100
-    return _alone(f"evaluation in a run of {learner.steps} steps, {what}", share, "% of the run", "<= 20")
+    rows = []
+    for detectors, name, target in (
+        ((), "evaluation", "<= 20"),
+        (DETECTORS, "evaluation and detectors", None),
+    ):
+        began = time.perf_counter()
+        evaluate(network, data, detectors)
+        judged = time.perf_counter() - began
+        share = (result.facts["evaluation_seconds"] + judged) / (trained + judged) * 100
+        rows.append(
+            _alone(f"{name} in a run of {learner.steps} steps, {what}", share, "% of the run", target)
+        )
+    return rows
 
 
-def _alone(what: str, value: float, unit: str, target: str) -> dict[str, Any]:
+def _alone(what: str, value: float, unit: str, target: str | None) -> dict[str, Any]:
     return {
         "what": what,
         "value": value,
