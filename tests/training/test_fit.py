@@ -102,6 +102,15 @@ def test_a_resumed_run_equals_an_unbroken_one(split, tmp_path, text, monkeypatch
     assert whole.history == resumed.history
 
 
+def test_a_run_killed_after_its_last_step_has_nothing_left_to_train(split, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    learner, data, path = Learner(averaging="ema", **SMALL), TrainingData(split), tmp_path / "run.ckpt"
+    whole = train(learner, data, checkpoint=path)
+    again = train(learner, data, checkpoint=path, progress=lambda *_: pytest.fail("trained a step"))
+    assert all(torch.equal(whole.state[name], again.state[name]) for name in whole.state)
+    assert again.facts["steps"] == 60
+
+
 def test_a_checkpoint_of_another_run_is_refused(split, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     data = TrainingData(split)

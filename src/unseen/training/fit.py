@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import tempfile
 import time
 import warnings
@@ -26,6 +25,7 @@ from unseen.registry import Spec, averaging, objectives, updates
 from unseen.shifts import Batch, Split
 from unseen.shifts.preprocessing import fit_preprocessing
 from unseen.shifts.sampling import derive_seed
+from unseen.training.checkpoints import load_checkpoint, save_checkpoint
 from unseen.training.data import TrainingData
 from unseen.training.learner import Learner
 from unseen.training.predictor import Predictor
@@ -240,7 +240,7 @@ def _train(
     first, since_best, evaluation_seconds = 0, 0, 0.0
 
     if checkpoint is not None and checkpoint.exists():
-        saved = _load_checkpoint(checkpoint, learner, data, seed)
+        saved = load_checkpoint(checkpoint, learner, data, seed)
         system.load_state_dict(saved["system"])
         optimizer.load_state_dict(saved["optimizer"])
         rule.load_state_dict(saved["update"])
@@ -248,7 +248,7 @@ def _train(
             average.load_state_dict(saved["averaging"])
         best, history, first, since_best = saved["best"], saved["history"], saved["step"], saved["since_best"]
 
-    last_saved = time.perf_counter()
+    last_saved, step = time.perf_counter(), first - 1
     with torch.random.fork_rng():  # the caller's random state is not ours to change
         for step in range(first, learner.steps):
             for group in optimizer.param_groups:
@@ -281,7 +281,7 @@ def _train(
                 and step in evaluations
                 and time.perf_counter() - last_saved > SECONDS_BETWEEN_CHECKPOINTS
             ):
-                _save_checkpoint(checkpoint, fabric, learner, data, seed, {
+                save_checkpoint(checkpoint, fabric, learner, data, seed, {
                     "step": step + 1, "system": system.state_dict(), "optimizer": optimizer.state_dict(),
                     "update": rule.state_dict(), "averaging": average.state_dict() if average else {},
                     "best": best, "history": history, "since_best": since_best,
@@ -393,31 +393,3 @@ def diverged(
     )
     error.state = state
     return error
-
-
-def _identity(learner: Learner, data: TrainingData, seed: int) -> str:
-    return f"{learner.key} {data.split.shift.fingerprint} {sorted(data.split.unseen_domains)} {data.split.seed} {seed}"
-
-
-def _save_checkpoint(
-    path: Path, fabric: Any, learner: Learner, data: TrainingData, seed: int, state: dict[str, Any]
-) -> None:
-    if fabric.is_global_zero:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        torch.save({"identity": _identity(learner, data, seed), **state}, temporary)
-        os.replace(temporary, path)
-
-
-def _load_checkpoint(path: Path, learner: Learner, data: TrainingData, seed: int) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, weights_only=True)
-    except Exception:  # the reader raises many kinds; their texts advise loading it unsafely
-        raise InputError(f"checkpoint {str(path)!r}", "cannot be read", "Delete it to start anew.") from None
-    if saved.get("identity") != _identity(learner, data, seed):
-        raise InputError(
-            f"checkpoint {str(path)!r}",
-            "belongs to another learner, split or seed",
-            "Choose another file name.",
-        )
-    return saved
