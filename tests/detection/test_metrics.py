@@ -1,3 +1,4 @@
+import math
 from dataclasses import astuple
 
 import numpy as np
@@ -201,3 +202,11 @@ def test_tensors_of_any_precision_and_infinities():
 def test_errors_name_the_input(call, says):
     with pytest.raises(InputError, match=says):
         call()
+
+
+def test_points_without_intervals_are_the_same_points(generator):
+    familiar, unfamiliar = torch.randn(80, generator=generator) + 1, torch.randn(60, generator=generator)
+    whole, points = ood_metrics(familiar, unfamiliar), ood_metrics(familiar, unfamiliar, confidence=None)
+    for name in ("auroc", "aupr_in", "aupr_out", "fpr95"):
+        assert getattr(whole, name) == getattr(points, name)
+    assert math.isnan(points.auroc_low) and math.isnan(points.fpr95_high)

@@ -103,7 +103,7 @@ def _unseen_records(
         records += [{**common, "metric": f"estimate/{k}", "value": v} for k, v in estimates.items()]
         inside = np.array([unseen.domains[i] == domain for i in unseen.domain.tolist()])
         for name, (familiar, score) in scores.items():
-            separation = ood_metrics(familiar, score[inside])
+            separation = ood_metrics(familiar, score[inside], confidence=None)
             accepted = score[inside] >= threshold_at_coverage(familiar, coverage)
             values = {
                 "auroc": separation.auroc,

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ class Cell:
     after: Any = None
     validation: float = 0.2
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of everything that decides the result."""
         parts = [self.learner.key, self.unseen, self.seed, self.shift_key, str(self.after), self.validation]
