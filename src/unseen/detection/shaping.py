@@ -103,7 +103,10 @@ class ReAct(Shaped):
     paper="Xu et al. 2023, arXiv 2302.11716",
 )
 class VariationalRectified(Shaped):
-    """Zeroes activations below the quantile `low` of those of the training features, clips those above `high`."""
+    """Zeroes activations below the quantile `low` of those of the training features, clips those above `high`.
+
+    The two quantiles are over all features together. Their defaults are this library's, not the paper's.
+    """
 
     lowest: Tensor
     highest: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,9 +35,7 @@ class Mixup(Objective):
         self.classes = classes
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        # Beta(a, a) as a ratio of gammas; numpy's generator takes a seed, torch.distributions does not
-        import numpy as np
-
+        # numpy's generator takes a seed, torch.distributions does not
         seed = int(torch.randint(2**62, (1,), generator=generator))
         share = float(np.random.default_rng(seed).beta(self.alpha, self.alpha))
         partner = torch.randperm(len(batch), generator=generator).to(batch.domain.device)

@@ -19,11 +19,6 @@ def map_tensors(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
     return function(inputs)
 
 
-def length(inputs: Any) -> int:
-    """Number of examples in a tensor or in a dict of tensors."""
-    return length(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs)
-
-
 @dataclass
 class Batch:
     """B examples drawn from D training domains.

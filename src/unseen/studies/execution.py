@@ -193,6 +193,7 @@ def _payload(plan: Plan, hardware: Hardware) -> bytes:
 
 def _start_worker(payload: bytes) -> None:
     torch.set_num_threads(1)
+    # bytes that the parent process has just made; nothing that was read from a file is ever unpickled
     shift, detectors, hardware, plugin_files, external = cloudpickle.loads(payload)
     for path in plugin_files:
         load_plugin(path)

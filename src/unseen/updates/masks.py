@@ -92,7 +92,8 @@ class ANDMask(DomainMask):
 class SANDMask(DomainMask):
     """max(0, tanh(steepness / variance * (agreement - threshold))), variance over domains.
 
-    A threshold of one would train nothing, because no agreement exceeds it: it must be below.
+    A threshold of one, DomainBed's default, would train nothing, because no agreement exceeds it: it must be
+    below, and is 0.5 here.
     """
 
     name = "sandmask"
