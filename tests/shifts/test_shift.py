@@ -132,3 +132,69 @@ def test_derived_seeds_differ_and_depend_on_order():
     seeds = {derive_seed(a, b) for a in range(30) for b in range(30)}
     assert len(seeds) == 900 and all(0 <= s < 2**63 for s in seeds)
     assert derive_seed(1, 2) != derive_seed(2, 1)
+
+
+import numpy as np, pandas as pd, time, warnings
+from unseen.shifts.opening import open_shift
+from unseen import registry
+
+try:
+    open_shift("digts.csv", label="a", domain="b")
+except Exception as e:
+    print(repr(e))
+try:
+    open_shift("digts(per_domain=3)")
+except Exception as e:
+    print(repr(e))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.05, 0.95), st.integers(0, 5))
+def test_a_share_of_the_unseen_rows_gives_inputs_without_labels(share, seed):
+    shift = make(90)
+    split = shift.split(["a", "c"], unlabelled=share, seed=seed)
+    again, plain = shift.split(["a", "c"], unlabelled=share, seed=seed), shift.split(["a", "c"], seed=seed)
+    assert torch.equal(split.unlabelled, again.unlabelled)
+    assert torch.equal(split.train, plain.train) and torch.equal(split.validation, plain.validation)
+    apart = torch.cat([split.unseen, split.unlabelled]).sort().values
+    assert torch.equal(apart, plain.unseen)  # each row either judges or is learned from
+    for index in (0, 2):
+        count = int((shift.domain[split.unlabelled] == index).sum())
+        assert count == min(max(1, round(share * 30)), 29)
+    assert torch.equal(split.rows("unlabelled"), split.unlabelled) and not len(plain.unlabelled)
+
+
+def test_any_rows_can_be_without_labels():
+    shift = make(60)
+    split = shift.split("a", unlabelled=[3, 25, 59, 3])
+    assert split.unlabelled.tolist() == [3, 25, 59]
+    for role in ("train", "validation", "unseen"):
+        assert not torch.isin(split.rows(role), split.unlabelled).any()
+    assert shift.split(unlabelled=torch.arange(20)).train_domains == ("b", "c")  # all of "a" has no labels
+
+
+def test_unlabelled_examples_that_cannot_be_are_refused():
+    shift = make()
+    for bad in (0.0, 1.0, 1, -0.5):
+        with pytest.raises(InputError, match="fraction between 0 and 1"):
+            shift.split("a", unlabelled=bad)
+    with pytest.raises(InputError, match="of which there are none"):
+        shift.split(unlabelled=0.5)
+    for rows in ([], [60], [-1]):
+        with pytest.raises(InputError, match="rows from 0 to 59"):
+            shift.split("a", unlabelled=rows)
+    with pytest.raises(InputError, match="'a'.*at least two"):
+        make(6, 3).subset(torch.tensor([0, 2, 3, 4, 5])).split("a", unlabelled=0.5)
+
+
+def test_unlabelled_inputs_belong_to_every_part_of_a_batch():
+    batch = Batch(
+        x=torch.arange(4.0), y=torch.arange(4) % 2, domain=torch.arange(4) // 2, domains=2,
+        unlabelled={"image": torch.ones(7, 3)},
+    )  # fmt: skip
+    for part in (batch.take(torch.tensor([1])), batch.of_domain(0), batch.again()):
+        assert part.unlabelled is batch.unlabelled
+    assert batch.map(torch.neg).unlabelled is batch.unlabelled
+    moved = batch.to("meta")
+    assert moved.unlabelled["image"].device.type == moved.x.device.type == "meta"
+    assert batch.unlabelled["image"].device.type == "cpu"

@@ -32,6 +32,9 @@ class Objective(nn.Module):
     needs_features = False
     """Whether what it adds to the risk acts on the featurizer alone: without trained features it does nothing."""
 
+    needs_unlabelled = False
+    """Whether the loss reads `batch.unlabelled`: the split must set examples without labels apart."""
+
     def setup(self, *, features: int, classes: int, domains: int) -> None:
         """Called once before training: create parameters and buffers that depend on these sizes."""
 

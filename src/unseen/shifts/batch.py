@@ -30,6 +30,8 @@ class Batch:
     ids     (B,) int64, stable row numbers of the shift: the key of everything remembered per example
     group   (B,) int64 or None: an attribute such as background or sex
     weight  (B,) float or None: weight of each example's loss (None means one)
+    unlabelled  inputs of U further examples (U, ...), whose labels nobody knows, or None: of the unseen
+            distribution, for objectives that need them. Not aligned with B: every part of a batch has all of them
     step    number of the training step, from 0: what schedules read
     repeat  True when an update rule evaluates the same batch again; objectives with running state
             (moving averages, group weights) update it on the first evaluation only
@@ -44,6 +46,7 @@ class Batch:
     weight: Tensor | None = None
     step: int = 0
     repeat: bool = False
+    unlabelled: Inputs | None = None
 
     def __len__(self) -> int:
         return len(self.domain)
@@ -53,7 +56,7 @@ class Batch:
         return replace(self, repeat=True)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Apply `function` to every tensor whose first dimension is the batch."""
+        """Apply `function` to every tensor whose first dimension is the batch; `unlabelled` stays as it is."""
         changed = {
             name: function(value)
             for name in ("y", "domain", "ids", "group", "weight")
@@ -70,4 +73,9 @@ class Batch:
         return self.take(self.domain == domain)
 
     def to(self, device: torch.device | str) -> Batch:
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        moved = self.map(move)
+        moved.unlabelled = None if self.unlabelled is None else map_tensors(move, self.unlabelled)
+        return moved

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unseen.errors import InputError, nearest
+from unseen.shifts.sampling import derive_seed
 
 Kind = Literal["array", "image", "table", "text", "graph"]
 
@@ -151,6 +152,7 @@ class Shift:
         *,
         after: Any = None,
         validation: float = 0.2,
+        unlabelled: float | Tensor | Sequence[int] | None = None,
         seed: int = 0,
     ) -> Split:
         """Say which examples are for training, for in-distribution (ID) validation, and unseen (OOD).
@@ -158,7 +160,10 @@ class Shift:
         unseen      name or names of the held-out domains; None holds no domain out
         after       hold out every example with `time > after` (of the unseen domains' and the others alike)
         validation  fraction of each training domain kept for ID validation, in (0, 1)
-        seed        of the draw of the validation examples
+        unlabelled  examples whose inputs training may see and whose labels nobody reads: a fraction in (0, 1) of
+                    each unseen domain's, kept apart from those that judge; or any rows (int64), which then have
+                    no other role
+        seed        of the draws of validation and of unlabelled examples
         """
         held_out = (unseen,) if isinstance(unseen, str) else tuple(unseen or ())
         for name in held_out:
@@ -177,8 +182,12 @@ class Shift:
             if self.time is None:
                 raise InputError("after", "was given, but the shift has no time", "Name a time column.")
             is_unseen |= torch.from_numpy(_later(np.asarray(self.time), after))
+        no_labels = self._unlabelled_rows(unlabelled, is_unseen, seed)
+        has_labels = torch.ones(len(self), dtype=torch.bool)
+        has_labels[no_labels] = False
+        is_unseen, is_seen = is_unseen & has_labels, ~is_unseen & has_labels
         train_domains = tuple(
-            name for i, name in enumerate(self.domains) if bool(((self.domain == i) & ~is_unseen).any())
+            name for i, name in enumerate(self.domains) if bool(((self.domain == i) & is_seen).any())
         )
         if not train_domains:
             raise InputError(
@@ -189,7 +198,7 @@ class Shift:
         generator = torch.Generator().manual_seed(seed)
         train, held = [], []
         for name in train_domains:
-            rows = ((self.domain == self.domains.index(name)) & ~is_unseen).nonzero().squeeze(1)
+            rows = ((self.domain == self.domains.index(name)) & is_seen).nonzero().squeeze(1)
             rows = rows[torch.randperm(len(rows), generator=generator)]
             count = min(max(1, round(validation * len(rows))), len(rows) - 1)
             if count < 1:
@@ -208,14 +217,55 @@ class Shift:
             train_domains=train_domains,
             unseen_domains=tuple(self.domains[i] for i in self.domain[is_unseen].unique().tolist()),
             seed=seed,
+            unlabelled=no_labels,
         )
         split.require_every_class()
         return split
 
+    def _unlabelled_rows(
+        self, unlabelled: float | Tensor | Sequence[int] | None, is_unseen: Tensor, seed: int
+    ) -> Tensor:
+        """Rows whose labels nobody reads, in ascending order: the given ones, or a share of the unseen ones."""
+        if unlabelled is None:
+            return torch.zeros(0, dtype=torch.int64)
+        if not isinstance(unlabelled, (int, float)):
+            rows = torch.as_tensor(unlabelled, dtype=torch.int64).reshape(-1).unique()
+            if not len(rows) or int(rows[0]) < 0 or int(rows[-1]) >= len(self):
+                raise InputError(
+                    "unlabelled",
+                    "are no rows of the data",
+                    f"Give rows from 0 to {len(self) - 1}, or a fraction.",
+                )
+            return rows
+        if not 0 < unlabelled < 1:
+            raise InputError(
+                "unlabelled", f"is {unlabelled}", "Give a fraction between 0 and 1, such as 0.5, or rows."
+            )
+        if not is_unseen.any():
+            raise InputError(
+                "unlabelled",
+                f"is {unlabelled} of the unseen examples, of which there are none",
+                "Name an unseen domain, or give the rows themselves.",
+            )
+        generator = torch.Generator().manual_seed(derive_seed(seed, 2))
+        parts = []
+        for index in self.domain[is_unseen].unique().tolist():
+            rows = ((self.domain == index) & is_unseen).nonzero().squeeze(1)
+            count = min(max(1, round(unlabelled * len(rows))), len(rows) - 1)
+            if count < 1:
+                raise InputError(
+                    f"domain {self.domains[index]!r}",
+                    f"has {len(rows)} unseen example(s)",
+                    "With unlabelled examples it needs at least two: one without a label, one to judge.",
+                )
+            parts.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
+        return torch.cat(parts).sort().values
+
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a shift by role. `train` and `validation` come from `train_domains`, `unseen` is only for judging."""
+    """Rows of a shift by role. `train` and `validation` come from `train_domains`, `unseen` is only for judging;
+    of `unlabelled` training may see the inputs, and nothing reads the labels."""
 
     shift: Shift
     train: Tensor
@@ -224,8 +274,9 @@ class Split:
     train_domains: tuple[str, ...]
     unseen_domains: tuple[str, ...]
     seed: int
+    unlabelled: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
-    def rows(self, role: Literal["train", "validation", "unseen"]) -> Tensor:
+    def rows(self, role: Literal["train", "validation", "unseen", "unlabelled"]) -> Tensor:
         return getattr(self, role)
 
     def train_domain_index(self, rows: Tensor) -> Tensor:

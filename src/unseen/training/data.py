@@ -11,10 +11,10 @@ from unseen.networks import Bank, Network
 from unseen.registry import Spec
 from unseen.shifts import Batch, Split
 from unseen.shifts.preprocessing import Preprocessing, fit_preprocessing
-from unseen.shifts.sampling import DomainSampler
+from unseen.shifts.sampling import DomainSampler, derive_seed
 from unseen.shifts.shift import count_rows, take
 
-Role = Literal["train", "validation", "unseen"]
+Role = Literal["train", "validation", "unseen", "unlabelled"]
 
 
 class TrainingData:
@@ -34,8 +34,20 @@ class TrainingData:
     def sampler(self, per_domain: int, seed: int) -> DomainSampler:
         return DomainSampler(self.split.train, self.domain[self.split.train], per_domain, seed)
 
-    def batch(self, rows: Tensor, step: int, device: torch.device | str = "cpu") -> Batch:
-        """The batch of the given rows, on `device`, with finished inputs."""
+    def unlabelled_sampler(self, per_domain: int, seed: int) -> DomainSampler:
+        """Draws as many rows without labels as `sampler` draws with labels, whatever their domains."""
+        rows = self.split.unlabelled
+        count = per_domain * len(self.split.train_domains)
+        return DomainSampler(rows, torch.zeros_like(rows), count, derive_seed(seed, 3))
+
+    def batch(
+        self,
+        rows: Tensor,
+        step: int,
+        device: torch.device | str = "cpu",
+        unlabelled: Tensor | None = None,
+    ) -> Batch:
+        """The batch of the given rows, and of the given rows without labels, on `device`, with finished inputs."""
         shift = self.split.shift
         batch = Batch(
             x=take(self.stored, rows),
@@ -45,8 +57,11 @@ class TrainingData:
             ids=rows,
             group=None if shift.group is None else shift.group[rows],
             step=step,
+            unlabelled=None if unlabelled is None else take(self.stored, unlabelled),
         ).to(device)
         batch.x = self.preprocessing.finish(batch.x)
+        if batch.unlabelled is not None:
+            batch.unlabelled = self.preprocessing.finish(batch.unlabelled)
         return batch
 
     def bank(self, network: Network, role: Role | Tensor, device: torch.device | str = "cpu") -> Bank:

@@ -114,6 +114,12 @@ def _require_what_it_needs(learner: Learner, objective: Objective, network: Netw
             f"compares training domains, but there is only one ({split.train_domains[0]!r})",
             "Train on at least two domains, or choose an objective that needs none, such as erm.",
         )
+    if objective.needs_unlabelled and not len(split.unlabelled):
+        raise InputError(
+            f"objective {learner.objective.name!r}",
+            "learns from examples of the unseen distribution without labels, but the split has none",
+            "Set a share of the unseen domain apart, split(unseen=..., unlabelled=0.5), or choose another objective.",
+        )
     if objective.needs_features and not any(p.requires_grad for p in network.featurizer.parameters()):
         raise InputError(
             f"objective {learner.objective.name!r}",
@@ -234,6 +240,9 @@ def _train(
     if average is not None:
         average.setup(steps=learner.steps)
     sampler = data.sampler(learner.batch_size, derive_seed(seed, fabric.global_rank))
+    without_labels = None
+    if system.objective.needs_unlabelled:
+        without_labels = data.unlabelled_sampler(learner.batch_size, derive_seed(seed, fabric.global_rank))
     evaluations = set(learner.evaluation_steps())
     best: dict[str, Any] = {"score": None, "step": -1, "state": {}}
     history: list[dict[str, Any]] = []
@@ -253,7 +262,8 @@ def _train(
         for step in range(first, learner.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learner.learning_rate_at(step)
-            batch = data.batch(sampler.rows(step), step, fabric.device)
+            further = None if without_labels is None else without_labels.rows(step)
+            batch = data.batch(sampler.rows(step), step, fabric.device, further)
             generator = torch.Generator().manual_seed(derive_seed(seed, fabric.global_rank, step))
             batch = system.objective.prepare(batch, generator)
             _seed_dropout(derive_seed(seed, fabric.global_rank, step, 1), fabric.device)

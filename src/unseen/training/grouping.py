@@ -16,6 +16,7 @@ from unseen.training.data import TrainingData
 from unseen.training.fit import TrainingSystem
 from unseen.training.learner import Learner
 from unseen.training.numbers import numbers, settings
+from unseen.training.stages import has_stages
 
 PROGRAM_BYTES, INPUT_BYTES = 2**27, 2**24
 """What one program may hold, and gather as inputs in one step: more falls out of the processor's caches, and
@@ -33,11 +34,15 @@ class Run:
 
 def objection(system: TrainingSystem, data: TrainingData) -> str | None:
     """Why a network or its inputs cannot be stacked, as far as can be seen without trying; None if nothing is."""
+    if has_stages(system.objective):
+        return "Its objective works before or after the training, which a run does by itself."
     tensors = data.stored.values() if isinstance(data.stored, dict) else [data.stored]
     if not all(isinstance(value, Tensor) for value in tensors):
         return "Its inputs are decoded batch by batch, which costs more than training."
     if has_batch_statistics(system.network):
         return "Its network has batch normalisation, whose running statistics belong to one run."
+    if system.objective.needs_unlabelled:
+        return "Its objective reads examples without labels, which are drawn for one run at a time."
     for module in system.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return "Its network has dropout, whose random numbers would differ from those of a run alone."
