@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unseen.networks import Network
+from unseen.objectives.stages import Stage
 from unseen.shifts import Batch
 
 
@@ -37,6 +38,16 @@ class Objective(nn.Module):
 
     def setup(self, *, features: int, classes: int, domains: int) -> None:
         """Called once before training: create parameters and buffers that depend on these sizes."""
+
+    def begin(self, stage: Stage) -> None:
+        """Called once before the first step and before the optimizer is built; not when a run is resumed.
+
+        What it decides must lie in buffers (`RowTable` for a value a row) or in the network's weights: a
+        checkpoint restores these and nothing else. An objective that defines it trains one run at a time.
+        """
+
+    def finish(self, stage: Stage) -> None:
+        """Called once after the last step on the final weights, which it may change in place: the run's result."""
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Change the batch before the loss sees it (mixing, masking). An objective's randomness is here."""

@@ -13,19 +13,21 @@ from torch.func import functional_call, stack_module_state, vmap
 from unseen.objectives import Loss
 from unseen.registry import objectives
 from unseen.shifts import Batch
-from unseen.testing.contract import Buildable, ContractReport, builder, close, require
+from unseen.testing.contract import Buildable, ContractReport, builder, close, equal, require
 from unseen.testing.toy import (
     CLASSES,
     DOMAINS,
     LATE,
     PER_DOMAIN,
     Run,
+    ToyStage,
     check_training,
     prepared,
     toy_batch,
     toy_system,
 )
 from unseen.training.fit import TrainingSystem
+from unseen.training.stages import has_stages
 
 NewSystem = Callable[..., TrainingSystem]
 
@@ -42,16 +44,20 @@ def check_objective(
     """
     build, report = builder(objectives, objective)
 
-    def new(seed: int = 0, domains: int = DOMAINS) -> TrainingSystem:
-        return toy_system(build, seed, device, domains)
+    def new(seed: int = 0, domains: int = DOMAINS, begun: bool = True) -> TrainingSystem:
+        return toy_system(build, seed, device, domains, begun=begun)
 
     batch = toy_batch(device, step=LATE)
     _has_gradients(report, new, batch)
     _takes_odd_batches(report, new, batch)
     value = _repeats_without_effects(report, new(), batch)
     _takes_every_kind_of_batch(report, new, batch, value)
-    check_training(report, lambda seed: Run(new(seed), "plain", device), steps)
-    report.facts["vmap"] = _agrees_under_vmap(report, [new(0), new(1)], batch)
+    check_training(report, lambda seed, **how: Run(new(seed, **how), "plain", device), steps)
+    if has_stages(new().objective):
+        _works_in_stages(report, new, device)
+        report.facts["vmap"] = "works in stages, which a run does by itself"
+    else:
+        report.facts["vmap"] = _agrees_under_vmap(report, [new(0), new(1)], batch)
     return report
 
 
@@ -133,6 +139,21 @@ def _takes_every_kind_of_batch(report: ContractReport, new: NewSystem, batch: Ba
     require(total.dtype == torch.float64, report, f"computes in {total.dtype} when all is float64")
     close(total.float(), value, report, "gives another loss in float64", tolerance=1e-3)
     report.passed.append("float64")
+
+
+def _works_in_stages(report: ContractReport, new: NewSystem, device: torch.device | str) -> None:
+    random, batch = torch.get_rng_state(), toy_batch(device)
+    first, second = new(1), new(1)
+    require(equal(first.state_dict(), second.state_dict()), report, "begins differently with the same seed")
+    for system in (first, second):
+        system.objective.finish(ToyStage(system.network, 1, device))
+    require(equal(first.state_dict(), second.state_dict()), report, "finishes differently with the same seed")
+    logits = first.network(batch.x)
+    finite = logits.shape == (len(batch), CLASSES) and bool(torch.isfinite(logits).all())
+    require(finite, report, "leaves a network whose logits are not finite, or not (B, C)")
+    same = torch.equal(random, torch.get_rng_state())
+    require(same, report, "uses torch's global random state in a stage")
+    report.passed.append("stages")
 
 
 def _agrees_under_vmap(report: ContractReport, systems: list[TrainingSystem], batch: Batch) -> bool | str:

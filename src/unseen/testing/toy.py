@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from unseen.networks import Network
+from unseen.networks import Bank, Network
 from unseen.objectives import Loss, Objective
-from unseen.registry import updates
+from unseen.registry import Spec, objectives, updates
 from unseen.shifts import Batch
 from unseen.testing.contract import ContractReport, equal, require, through_file
 from unseen.training.fit import TrainingSystem, seeded
@@ -35,14 +36,57 @@ def toy_batch(device: torch.device | str, step: int = 0, domains: int = DOMAINS)
     ).to(device)
 
 
+class ToyStage:
+    """The `unseen.objectives.Stage` of a toy run; every fourth example is for validation."""
+
+    def __init__(self, network: Network, seed: int, device: torch.device | str, domains: int = DOMAINS):
+        self.network, self.seed, self.device = network, seed, torch.device(device)
+        self.classes, self.domains, self.size = CLASSES, domains, domains * PER_DOMAIN
+
+    def rows(self, role: Literal["train", "validation"]) -> Tensor:
+        held_out = torch.arange(self.size) % 4 == 3
+        return (held_out if role == "validation" else ~held_out).nonzero().squeeze(1)
+
+    def batch(self, rows: Tensor) -> Batch:
+        return toy_batch(self.device, domains=self.domains).take(rows.to(self.device))
+
+    def bank(self, network: Network, rows: Tensor) -> Bank:
+        batch = self.batch(rows)
+        with torch.no_grad():
+            features = network.featurizer(batch.x)
+            logits = network.head(features)
+        return Bank(features.cpu(), logits.cpu(), batch.y.cpu(), batch.domain.cpu(), rows, network.head)
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def train(
+        self, objective: str | Spec = "erm", *, update: str | Spec = "plain", steps: int = 30, **changes: Any
+    ) -> Network:
+        system = toy_system(lambda: objectives.build(objective), self.seed + 1, self.device, self.domains)
+        run, batch = Run(system, updates.build(update), self.device), self.batch(self.rows("train"))
+        for step in range(steps):
+            run.step(batch=replace(batch, step=step))
+        return system.network
+
+
 def toy_system(
-    build: Callable[[], Objective], seed: int, device: torch.device | str, domains: int
+    build: Callable[[], Objective],
+    seed: int,
+    device: torch.device | str,
+    domains: int,
+    *,
+    begun: bool = True,
 ) -> TrainingSystem:
+    """Network and objective, which has begun unless a checkpoint will restore what `begin` decides."""
     with seeded(seed):
         network = Network(nn.Sequential(nn.Linear(INPUTS, FEATURES), nn.Tanh()), FEATURES, CLASSES)
         objective = build()
         objective.setup(features=FEATURES, classes=CLASSES, domains=domains)
-    return TrainingSystem(network, objective).to(device)
+    system = TrainingSystem(network, objective).to(device)
+    if begun:
+        objective.begin(ToyStage(network, seed, device, domains))
+    return system.to(device)
 
 
 def prepared(system: TrainingSystem, batch: Batch, seed: int = 0) -> Batch:
@@ -94,7 +138,8 @@ class Run:
             return float(nn.functional.cross_entropy(self.system.network(batch.x), batch.y))
 
 
-def check_training(report: ContractReport, start: Callable[[int], Run], steps: int) -> None:
+def check_training(report: ContractReport, start: Callable[..., Run], steps: int) -> None:
+    """`start(seed)` gives a new run; `start(seed, begun=False)` one that waits for the state of another."""
     run = start(0)
     began, initial = run.cross_entropy(), copy.deepcopy(run.system.state_dict())
     for _ in range(steps):
@@ -117,7 +162,7 @@ def check_training(report: ContractReport, start: Callable[[int], Run], steps: i
         equal(first.system.state_dict(), second.system.state_dict()), report, "is not decided by the seed"
     )
     report.passed.append("same seed, same result")
-    resumed = start(2)
+    resumed = start(2, begun=False)
     resumed.load(through_file(first.state(), report))
     for _ in range(3):
         first.step()

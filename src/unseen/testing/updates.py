@@ -21,10 +21,9 @@ def check_update(update: Buildable, *, device: torch.device | str = "cpu", steps
     """Check that an update rule keeps the contract of `unseen.updates.UpdateRule`; arguments as above."""
     build, report = builder(updates, update)
 
-    def run(seed: int = 0, **options: Any) -> Run:
-        return Run(
-            toy_system(lambda: objectives.build("erm"), seed, device, DOMAINS), build(), device, **options
-        )
+    def run(seed: int = 0, begun: bool = True, **options: Any) -> Run:
+        system = toy_system(lambda: objectives.build("erm"), seed, device, DOMAINS, begun=begun)
+        return Run(system, build(), device, **options)
 
     still = run(learning_rate=0.0, optimizer=torch.optim.SGD)
     before = copy.deepcopy(still.system.state_dict())

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from unseen.training.checkpoints import load_checkpoint, save_checkpoint
 from unseen.training.data import TrainingData
 from unseen.training.learner import Learner
 from unseen.training.predictor import Predictor
+from unseen.training.stages import TrainingStage, has_stages, remove_checkpoints
 
 Progress = Callable[[int, int], None]
 SECONDS_BETWEEN_CHECKPOINTS = 5
@@ -196,12 +197,12 @@ def train(
     fabric = hardware.fabric()
     path = Path(checkpoint) if checkpoint is not None else None
     if hardware.devices > 1:
-        return _train_apart(fabric, learner, data, seed, path)
-    return _train(fabric, learner, data, seed, path, progress)
+        return _train_apart(fabric, learner, data, seed, path, hardware.precision)
+    return _train(fabric, learner, data, seed, path, hardware.precision, progress)
 
 
 def _train_apart(
-    fabric: Any, learner: Learner, data: TrainingData, seed: int, checkpoint: Path | None
+    fabric: Any, learner: Learner, data: TrainingData, seed: int, checkpoint: Path | None, precision: str
 ) -> TrainingResult:
     """`_train` in processes of its own, one a device; the result comes back through a file (Fabric's queue
     would block on a state larger than a pipe holds)."""
@@ -210,7 +211,13 @@ def _train_apart(
         # a partial, because Fabric would rewrite dataclasses among the arguments
         fabric.launch(
             functools.partial(
-                _train_and_write, path=path, learner=learner, data=data, seed=seed, checkpoint=checkpoint
+                _train_and_write,
+                path=path,
+                learner=learner,
+                data=data,
+                seed=seed,
+                checkpoint=checkpoint,
+                precision=precision,
             )
         )
         return TrainingResult(**torch.load(path, weights_only=True))
@@ -228,11 +235,17 @@ def _train(
     data: TrainingData,
     seed: int,
     checkpoint: Path | None,
+    precision: str,
     progress: Progress | None,
 ) -> TrainingResult:
     began = time.perf_counter()
     system = build_system(learner, data, seed)
     network = system.network
+    resumes = checkpoint is not None and checkpoint.exists()
+    staged = has_stages(system.objective)
+    if staged and not resumes:
+        system.to(fabric.device)
+        system.objective.begin(_stage("begin", fabric, learner, data, seed, network, checkpoint, precision))
     optimizer = build_optimizer(learner, list(system.parameters()))
     wrapped, optimizer = fabric.setup(system, optimizer)
     rule = updates.build(learner.update).bind(system, optimizer, backward=fabric.backward, clip=learner.clip)
@@ -248,7 +261,7 @@ def _train(
     history: list[dict[str, Any]] = []
     first, since_best, evaluation_seconds = 0, 0, 0.0
 
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None and resumes:
         saved = load_checkpoint(checkpoint, learner, data, seed)
         system.load_state_dict(saved["system"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -313,6 +326,12 @@ def _train(
             lambda: (data.batch(sampler.rows(i), i, fabric.device).x for i in range(min(50, step + 1))),
         )
         state = snapshot(network)
+    if staged:
+        network.load_state_dict(state)
+        system.objective.finish(_stage("finish", fabric, learner, data, seed, network, checkpoint, precision))
+        state = snapshot(network)
+        if checkpoint is not None and fabric.is_global_zero:
+            remove_checkpoints(checkpoint)
     return TrainingResult(
         state={name: value.cpu() for name, value in state.items()},
         history=history,
@@ -322,6 +341,34 @@ def _train(
             "evaluation_seconds": round(evaluation_seconds, 3),
         },
     )
+
+
+def _stage(
+    kind: Literal["begin", "finish"],
+    fabric: Any,
+    learner: Learner,
+    data: TrainingData,
+    seed: int,
+    network: Network,
+    checkpoint: Path | None,
+    precision: str,
+) -> TrainingStage:
+    """With several devices each process works through the stage by itself, with the same seed; what the first
+    one comes to is the result, because DDP and the writing of results start from its weights and buffers."""
+    device: torch.device = fabric.device
+
+    def alone(learner: Learner, seed: int, checkpoint: Path | None) -> Network:
+        from lightning_fabric import Fabric
+
+        devices = 1 if device.index is None else [device.index]
+        single: Any = Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]
+        result = _train(single, learner, data, seed, checkpoint, precision, None)
+        trained = build_system(learner, data, seed).network
+        trained.load_state_dict(result.state)
+        return trained.to(device)
+
+    kept = checkpoint if fabric.is_global_zero else None
+    return TrainingStage(kind, learner, data, seed, network, device, alone, kept)
 
 
 def run_facts(
