@@ -8,12 +8,12 @@ from torch.func import functional_call
 from unseen.errors import InputError, TrainingDiverged
 from unseen.networks import Network
 from unseen.objectives import Loss
+from unseen.objectives.continuous_inputs import input_noise
 from unseen.objectives.erm import ERM
 from unseen.registry import updates
 from unseen.shifts import Batch
 from unseen.testing import check_update
 from unseen.training.fit import TrainingSystem
-from unseen.updates.input_noise import input_noise
 from unseen.updates.tram import TRAM
 
 SPECS = ["tram", "tram-pretrained", "tram-x", "tram-fisher", "tram(reference='ema', decay=0.9)"]

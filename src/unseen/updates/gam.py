@@ -44,7 +44,7 @@ class GAM(PerturbedStep):
         super().__init__(rho)
         self.difference, self.alpha, self.beta, self.gamma = difference, alpha, beta, gamma
 
-    def step(self, loss_function: LossFunction, batch: Batch) -> Loss:
+    def direction(self, loss_function: LossFunction, batch: Batch) -> Loss:
         loss = self.gradient(loss_function, batch)
         g0 = self.gradients()
         with self.parameters_restored():
@@ -66,5 +66,4 @@ class GAM(PerturbedStep):
                 if parameter.grad is not None and gradient is not None:
                     parameter.grad.lerp_(gradient, self.alpha)
         self.subtract_orthogonal(descent, self.gamma)
-        self.apply()
         return loss

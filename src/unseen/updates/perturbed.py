@@ -18,7 +18,7 @@ METRICS = ("euclidean", "adaptive", "fisher")
 
 
 class TwoPassRule(UpdateRule):
-    """A rule that takes gradients at moved parameters and comes back."""
+    """A rule that takes gradients at moved parameters and comes back; subclasses define `direction` or `step`."""
 
     def bind(self, module: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Self:
         super().bind(module, optimizer, **options)
@@ -26,12 +26,27 @@ class TwoPassRule(UpdateRule):
         self._batch_norms = [layer for layer in layers if layer.track_running_stats]
         return self
 
+    def step(self, loss_function: LossFunction, batch: Batch) -> Loss:
+        loss = self.direction(loss_function, batch)
+        self.apply()
+        return loss
+
+    def direction(self, loss_function: LossFunction, batch: Batch) -> Loss:
+        """Fill the gradients with what to follow; return the loss at the parameters, which stay as they are."""
+        raise TypeError(f"{type(self).__name__} must define direction(loss_function, batch) -> Loss")
+
     def gradient_again(self, loss_function: LossFunction, batch: Batch) -> Loss:
         """Fill the gradients by another pass; batch normalisation's running statistics stay as they are."""
-        for layer in self._batch_norms:
-            layer.track_running_stats = False  # training then takes the batch's statistics and keeps none
-        try:
+        with self.running_statistics_kept():
             return self.gradient(loss_function, batch.again())
+
+    @contextmanager
+    def running_statistics_kept(self) -> Iterator[None]:
+        """Inside, batch normalisation in training takes the batch's statistics and keeps none."""
+        for layer in self._batch_norms:
+            layer.track_running_stats = False
+        try:
+            yield
         finally:
             for layer in self._batch_norms:
                 layer.track_running_stats = True
@@ -101,14 +116,13 @@ class PerturbedStep(TwoPassRule):
                 move = parameter.grad if scales is None else parameter.grad * scales[index].square()
                 parameter.addcmul_(move, self.per_run(factor, parameter))
 
-    def step(self, loss_function: LossFunction, batch: Batch) -> Loss:
+    def direction(self, loss_function: LossFunction, batch: Batch) -> Loss:
         loss = self.gradient(loss_function, batch)
         first = self.gradients()
         with self.parameters_restored():
             self.ascend(self.radius(batch), self.scales())
             self.perturbed_loss = self.gradient_again(loss_function, batch).total.detach()
         self.target(first)
-        self.apply()
         return loss
 
     def inner_products(self, one: list[Tensor | None], other: list[Tensor | None]) -> Tensor:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unseen.errors import InputError, TrainingDiverged
 from unseen.objectives import Loss
+from unseen.objectives.continuous_inputs import input_noise
+from unseen.objectives.trust_region import ReferenceFunction, TrustRegion
 from unseen.registry import updates
 from unseen.shifts import Batch
 from unseen.updates.base import LossFunction
-from unseen.updates.input_noise import input_noise
 from unseen.updates.perturbed import PerturbedStep
-
-REFERENCES = ("previous", "pretrained", "ema", "input_noise")
 
 
 class OutputAware(PerturbedStep):
@@ -58,91 +54,77 @@ class OutputAware(PerturbedStep):
 class TRAM(OutputAware):
     """Perturbation d T^2 g / |T g|, T = |w| + eta, d = mean over the batch of KL(reference || now).
 
-    reference  "previous": the parameters before the last update; "pretrained": those that training began
-               from; "ema": a moving average of past parameters; "input_noise": the present parameters on
-               inputs with N(0, sigma^2) added (on embeddings, for tokens)
-    metric     "adaptive" as in the paper, or "euclidean", for which `max_radius` should be about 0.05
-    max_radius cap of d, None for none. The paper has none and observes d below the tuned radius of ASAM,
-               0.5; a new head can exceed it early
-    scale      factor of d
-    decay      of the moving average
+    reference, divergence, sigma, decay
+                of the distance d; see `TrustRegion`
+    metric      "adaptive" as in the paper, or "euclidean", for which `max_radius` should be about 0.05
+    max_radius  cap of d, None for none. The paper has none and observes d below the tuned radius of ASAM,
+                0.5; a new head can exceed it early
+    min_radius  least radius
+    scale       factor of d
 
-    Both outputs are those of evaluation mode: dropout would add its own noise to d. The first update of a
-    reference made of parameters is a plain one, since d is zero. No gradient flows through d. The loss has d,
-    the radius (length of the perturbation in the metric) and the perturbed loss as parts, for the log.
+    The first update of a reference made of parameters is a plain one, since d is zero. No gradient flows
+    through d. The loss has d, the radius (length of the perturbation in the metric), its Euclidean length and
+    the perturbed loss as parts, for the log.
     """
 
     def __init__(
         self,
-        reference: str = "previous",
+        reference: str | ReferenceFunction = "previous",
         metric: str = "adaptive",
         max_radius: float | None = 0.5,
+        min_radius: float = 0.0,
         scale: float = 1.0,
+        divergence: str = "kl",
         sigma: float = 0.1,
         decay: float = 0.999,
         eta: float = 0.01,
         seed: int = 0,
     ):
         super().__init__(rho=0.0, metric=metric, eta=eta)
-        if reference not in REFERENCES:
-            remedy = f"Choose one of {', '.join(REFERENCES)}."
-            raise InputError(f"reference {reference!r}", "is not known", remedy)
-        self.kind, self.sigma, self.seed = reference, sigma, seed
-        self.max_radius, self.scale = max_radius, scale
-        self.decay = {"previous": 0.0, "pretrained": 1.0, "ema": decay}.get(reference)
-        self.reference: dict[str, Tensor] = {}
-        self.divergence = torch.zeros(())
+        if min_radius < 0 or (max_radius is not None and max_radius < min_radius):
+            problem = "are no range from zero or more upwards"
+            raise InputError(f"min_radius {min_radius}, max_radius {max_radius}", problem, "Try 0 and 0.5.")
+        self.region = TrustRegion(reference, divergence, sigma, decay, seed)
+        self.max_radius, self.min_radius, self.scale = max_radius, min_radius, scale
 
-    def step(self, loss_function: LossFunction, batch: Batch) -> Loss:
-        if self.decay is not None and not self.reference:
-            self._remember()
-            loss = self.gradient(loss_function, batch)
-            self.apply()
-            return loss
-        loss = super().step(loss_function, batch)
+    def bind(self, module: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Self:
+        super().bind(module, optimizer, **options)
+        self.region.to(self.parameters[0].device)
+        return self
+
+    def direction(self, loss_function: LossFunction, batch: Batch) -> Loss:
+        first = not self.region.observed
+        self.region.observe(self.network)
+        if first:
+            return self.gradient(loss_function, batch)
+        loss = super().direction(loss_function, batch)
         if torch.isfinite(loss.total) and not torch.isfinite(self.divergence):
             raise TrainingDiverged(
-                f"update rule 'tram': the divergence from the reference {self.kind!r} is "
+                f"update rule 'tram': the divergence from the reference {self.region.kind!r} is "
                 f"{float(self.divergence)} at step {batch.step}. Lower the learning rate or sigma."
             )
         log = {"divergence": self.divergence, "radius": self._capped(), "perturbed": self.perturbed_loss}
-        return Loss(loss.total, {**loss.parts, **log})
+        return Loss(loss.total, {**loss.parts, **log, "perturbation": self.length})
 
     @torch.no_grad()
     def radius(self, batch: Batch) -> Tensor:
-        with _evaluation_mode(self.network):
-            now = self.network(batch.x).log_softmax(-1)
-            if self.decay is None:
-                with input_noise(self.network, batch, self.sigma, self.seed) as noised:
-                    there = self.network(noised.x).log_softmax(-1)
-            else:
-                there = functional_call(self.network, self.reference, (batch.x,)).log_softmax(-1)
-        # summed over classes, then averaged: the released code also averages over classes
-        self.divergence = (there.exp() * (there - now)).sum(-1).mean().clamp(min=0)
-        self._remember()
+        self.divergence = self.region(self.network, batch).clamp(min=0)
         return self._capped()
 
     def _capped(self) -> Tensor:
-        radius = self.scale * self.divergence
-        return radius if self.max_radius is None else radius.clamp(max=self.max_radius)
+        return (self.scale * self.divergence).clamp(self.min_radius, self.max_radius)
 
     @torch.no_grad()
-    def _remember(self) -> None:
-        """Let the present parameters, those before this update, enter the reference of the next."""
-        if self.decay is None or (self.decay == 1 and self.reference):
-            return
-        for name, parameter in self.network.named_parameters():
-            if parameter.requires_grad and name in self.reference:
-                self.reference[name].lerp_(parameter, 1 - self.decay)
-            elif parameter.requires_grad:
-                self.reference[name] = parameter.detach().clone()
+    def ascend(self, radius: float | Tensor, scales: list[Tensor] | None = None) -> None:
+        squares = None if scales is None else [scale.square() for scale in scales]
+        self.length = radius * self.gradient_norm(squares) / (self.gradient_norm(scales) + 1e-12)
+        super().ascend(radius, scales)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference": {name: value.clone() for name, value in self.reference.items()}}
+        return {"region": self.region.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        own = dict(self.network.named_parameters())
-        self.reference = {n: v.to(own[n].device, copy=True) for n, v in state["reference"].items()}
+        self.region.load_state_dict(state["region"])
 
 
 @updates.register(
@@ -161,7 +143,7 @@ class TRAMFisher(OutputAware):
         super().__init__(rho, "fisher", eta)
         self.sigma, self.seed = sigma, seed
 
-    def step(self, loss_function: LossFunction, batch: Batch) -> Loss:
+    def direction(self, loss_function: LossFunction, batch: Batch) -> Loss:
         loss = self.gradient(loss_function, batch)
         first = self.gradients()
         with input_noise(self.network, batch, self.sigma, self.seed) as noised:
@@ -172,17 +154,4 @@ class TRAMFisher(OutputAware):
         with self.parameters_restored():
             self.ascend(self.rho, scales)
             self.gradient_again(loss_function, batch)
-        self.apply()
         return loss
-
-
-@contextmanager
-def _evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Inside, every layer is in evaluation mode; afterwards those that trained do so again."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
