@@ -191,6 +191,7 @@ networks = Registry("network", "unseen.networks")
 objectives = Registry("objective", "unseen.objectives")
 updates = Registry("update rule", "unseen.updates")
 averaging = Registry("averaging", "unseen.averaging")
+merging = Registry("merging method", "unseen.merging")
 detectors = Registry("detector", "unseen.detection")
 papers = Registry("paper", "unseen.papers")
 
@@ -200,6 +201,7 @@ REGISTRIES: dict[str, Registry] = {
     "objectives": objectives,
     "updates": updates,
     "averaging": averaging,
+    "merging": merging,
     "detectors": detectors,
     "papers": papers,
 }

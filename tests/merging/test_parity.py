@@ -1,0 +1,107 @@
+"""Parity with mergekit and peft, called where they are installed (extra `peers`); never a part of this project."""
+
+import pytest
+import torch
+
+from unseen.merging.base import Method
+
+GTA = {"weight": [0.5, 0.3, 0.2], "density": [0.4, 0.7, 0.55]}
+
+# method, options here, mergekit's parameters of all models, mergekit's parameters of each model, uses a base
+CASES = {
+    "linear": ("linear", {"weight": [0.5, 0.3, 0.4]}, {"normalize": True}, {"weight": [0.5, 0.3, 0.4]}, False),
+    "linear, not normalized": (
+        "linear", {"weight": [0.5, 0.3, 0.4], "normalize": False}, {"normalize": False},
+        {"weight": [0.5, 0.3, 0.4]}, False,
+    ),
+    "slerp": ("slerp", {"t": 0.3}, {"t": 0.3}, {}, True),
+    "nuslerp": ("nuslerp", {"weight": [0.6, 0.4]}, {"nuslerp_flatten": True, "nuslerp_row_wise": False},
+                {"weight": [0.6, 0.4]}, False),
+    "nuslerp of task vectors": (
+        "nuslerp", {"weight": [0.6, 0.4]}, {"nuslerp_flatten": True, "nuslerp_row_wise": False},
+        {"weight": [0.6, 0.4]}, True,
+    ),
+    "nuslerp by vectors": (
+        "nuslerp", {"weight": [0.6, 0.4], "flatten": False},
+        {"nuslerp_flatten": False, "nuslerp_row_wise": False}, {"weight": [0.6, 0.4]}, False,
+    ),
+    "nuslerp by rows": (
+        "nuslerp", {"weight": [0.6, 0.4], "flatten": False, "row_wise": True},
+        {"nuslerp_flatten": False, "nuslerp_row_wise": True}, {"weight": [0.6, 0.4]}, False,
+    ),
+    "multislerp": ("multislerp", {"weight": [0.5, 0.3, 0.4]}, {"normalize_weights": True, "eps": 1e-8},
+                   {"weight": [0.5, 0.3, 0.4]}, False),
+    "multislerp of task vectors": (
+        "multislerp", {"weight": [0.5, 0.3, 0.4]}, {"normalize_weights": True, "eps": 1e-8},
+        {"weight": [0.5, 0.3, 0.4]}, True,
+    ),
+    "karcher": ("karcher", {"max_iter": 10}, {"max_iter": 10, "tol": 1e-5}, {}, False),
+    "nearswap": ("nearswap", {"t": 0.01}, {"t": 0.01}, {}, True),
+    "model_stock": ("model_stock", {}, {"filter_wise": False}, {}, True),
+    "model_stock by rows": ("model_stock", {"filter_wise": True}, {"filter_wise": True}, {}, True),
+    "sce": ("sce", {}, {"int8_mask": False, "select_topk": 1.0}, {}, True),
+    "sce of a part": ("sce", {"select_topk": 0.6}, {"int8_mask": False, "select_topk": 0.6}, {}, True),
+    "arcee_fusion": ("arcee_fusion", {}, {}, {}, True),
+    "ram": ("ram", {"epsilon": 0.03}, {"epsilon": 0.03}, {}, True),
+    "ramplus_tl": ("ramplus_tl", {"epsilon": 0.03}, {"epsilon": 0.03, "r": 0.1, "alpha": 0.2}, {}, True),
+    "passthrough": ("passthrough", {"scale": 0.5}, {}, {"scale": [0.5]}, False),
+    **{
+        f"{name}{', normalized' if normalize else ''}": (
+            name, {**options, "normalize": normalize, "scaling": 0.7},
+            {"int8_mask": False, "normalize": normalize, "rescale": False, "lambda": 0.7}, options, True,
+        )
+        for name, options in {
+            "task_arithmetic": {"weight": [0.5, 0.3, 0.2]},
+            "ties": GTA,
+            "breadcrumbs": {**GTA, "gamma": [0.02, 0.1, 0.5]},
+            "breadcrumbs_ties": {**GTA, "gamma": [0.02, 0.1, 0.5]},
+        }.items()
+        for normalize in (True, False)
+    },
+}  # fmt: skip
+PAIRS = {"slerp": 1, "nearswap": 1, "arcee_fusion": 1, "nuslerp": 2, "passthrough": 1}
+
+
+@pytest.fixture
+def tensors():
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(11, 7, generator=generator)
+    return base, [base + 0.2 * torch.randn(11, 7, generator=generator) for _ in range(3)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_methods_equal_mergekit_to_rounding(case, tensors):
+    theirs = pytest.importorskip("mergekit.merge_methods", reason="mergekit is not installed (extra `peers`)")
+    name, options, shared, own, with_base = CASES[case]
+    base, models = tensors
+    models = models[: PAIRS.get(name, 3)]
+    inputs = dict(enumerate(models)) | ({"base": base} if with_base else {})
+    each = {key: dict(enumerate(column)) for key, column in own.items()}
+    expected = theirs.merge_tensors(
+        [tensor.clone() for tensor in inputs.values()],
+        name,
+        parameters={**shared, **each},
+        ids=list(inputs),
+        base_index=len(models) if with_base else None,
+    )
+    ours = Method.of(name, **options)(models, **({"base": base} if with_base else {}))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.5, 0.3, 0.2)])
+@pytest.mark.parametrize("density", [0.3, 0.8])
+def test_the_papers_ties_equals_peft(weights, density, tensors):
+    theirs = pytest.importorskip("peft.utils.merge_utils", reason="peft is not installed (extra `peers`)")
+    base, models = tensors
+    expected = base + theirs.ties([m - base for m in models], torch.tensor(weights), density)
+    ours = Method.of("ties_paper", weight=weights, density=density)(models, base=base)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_magnitude_pruning_without_consensus_equals_peft(tensors):
+    theirs = pytest.importorskip("peft.utils.merge_utils", reason="peft is not installed (extra `peers`)")
+    base, models = tensors
+    weights = (0.5, 0.3, 0.2)
+    expected = base + theirs.magnitude_prune([m - base for m in models], torch.tensor(weights), 0.4)
+    method = Method.of("task_arithmetic", sparsifier="magnitude", weight=weights, density=0.4)
+    torch.testing.assert_close(method(models, base=base), expected, rtol=1e-5, atol=1e-6)
