@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -36,14 +37,18 @@ class Objective(nn.Module):
     needs_unlabelled = False
     """Whether the loss reads `batch.unlabelled`: the split must set examples without labels apart."""
 
+    def make_network(self, build: Callable[[], Network], *, domains: int) -> Network:
+        """The network to train, made of what `build` gives: several heads or members of the learner's network."""
+        return build()
+
     def setup(self, *, features: int, classes: int, domains: int) -> None:
         """Called once before training: create parameters and buffers that depend on these sizes."""
 
     def begin(self, stage: Stage) -> None:
         """Called once before the first step and before the optimizer is built; not when a run is resumed.
 
-        What it decides must lie in buffers (`RowTable` for a value a row) or in the network's weights: a
-        checkpoint restores these and nothing else. An objective that defines it trains one run at a time.
+        What it decides must lie in buffers (a `Table` for what depends on the number of rows) or in weights:
+        a checkpoint restores these and nothing else. An objective that defines it trains one run at a time.
         """
 
     def finish(self, stage: Stage) -> None:

@@ -20,6 +20,9 @@ class Stage(Protocol):
     size     number of rows of the shift, the ones of no interest here included: ids are below it
     classes  number of classes
     domains  number of training domains
+    steps    number of updates of the run
+    batch_size
+             number of examples in one of them, of all training domains together
     """
 
     network: Network
@@ -27,9 +30,19 @@ class Stage(Protocol):
     size: int
     classes: int
     domains: int
+    steps: int
+    batch_size: int
 
     def rows(self, role: Literal["train", "validation"]) -> Tensor:
         """(N,) int64 ids of the rows of a role."""
+        ...
+
+    def labels(self, rows: Tensor) -> Tensor:
+        """(N,) int64 labels of the rows."""
+        ...
+
+    def groups(self, rows: Tensor) -> Tensor:
+        """(N,) int64 group attribute of the rows, or their training domain where the data has no such attribute."""
         ...
 
     def batch(self, rows: Tensor) -> Batch:

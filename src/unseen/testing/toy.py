@@ -19,6 +19,8 @@ from unseen.training.fit import TrainingSystem, seeded
 from unseen.updates import UpdateRule
 
 INPUTS, FEATURES, CLASSES, DOMAINS, PER_DOMAIN = 6, 8, 3, 3, 12
+STEPS = 60
+"""Steps of a whole training on the toy."""
 LATE = 1_000_000
 """A training step at which every warm-up is over."""
 
@@ -32,7 +34,14 @@ def toy_batch(device: torch.device | str, step: int = 0, domains: int = DOMAINS)
     x[:, :CLASSES] += 2 * nn.functional.one_hot(labels, CLASSES)
     x[:, CLASSES] += 0.3 * domain
     return Batch(
-        x=x, y=labels, domain=domain, domains=domains, ids=torch.arange(count), group=labels % 2, step=step
+        x=x,
+        y=labels,
+        domain=domain,
+        domains=domains,
+        ids=torch.arange(count),
+        group=labels % 2,
+        step=step,
+        unlabelled=x.flip(0) + 0.1,
     ).to(device)
 
 
@@ -42,10 +51,17 @@ class ToyStage:
     def __init__(self, network: Network, seed: int, device: torch.device | str, domains: int = DOMAINS):
         self.network, self.seed, self.device = network, seed, torch.device(device)
         self.classes, self.domains, self.size = CLASSES, domains, domains * PER_DOMAIN
+        self.steps, self.batch_size = STEPS, self.size
 
     def rows(self, role: Literal["train", "validation"]) -> Tensor:
         held_out = torch.arange(self.size) % 4 == 3
         return (held_out if role == "validation" else ~held_out).nonzero().squeeze(1)
+
+    def labels(self, rows: Tensor) -> Tensor:
+        return self.batch(rows).y.cpu()
+
+    def groups(self, rows: Tensor) -> Tensor:
+        return self.batch(rows).group.cpu()  # type: ignore[union-attr]
 
     def batch(self, rows: Tensor) -> Batch:
         return toy_batch(self.device, domains=self.domains).take(rows.to(self.device))
@@ -80,13 +96,17 @@ def toy_system(
 ) -> TrainingSystem:
     """Network and objective, which has begun unless a checkpoint will restore what `begin` decides."""
     with seeded(seed):
-        network = Network(nn.Sequential(nn.Linear(INPUTS, FEATURES), nn.Tanh()), FEATURES, CLASSES)
         objective = build()
-        objective.setup(features=FEATURES, classes=CLASSES, domains=domains)
+        network = objective.make_network(_toy_network, domains=domains)
+        objective.setup(features=network.features, classes=CLASSES, domains=domains)
     system = TrainingSystem(network, objective).to(device)
     if begun:
         objective.begin(ToyStage(network, seed, device, domains))
     return system.to(device)
+
+
+def _toy_network() -> Network:
+    return Network(nn.Sequential(nn.Linear(INPUTS, FEATURES), nn.Tanh()), FEATURES, CLASSES)
 
 
 def prepared(system: TrainingSystem, batch: Batch, seed: int = 0) -> Batch:

@@ -69,11 +69,15 @@ class Hardware:
 
 @dataclass
 class TrainingResult:
-    """What training gives: the final state, a row per (step, domain, metric), and facts about the run."""
+    """What training gives: the final state, a row per (step, domain, metric), and facts about the run.
+
+    `objective` is the last state of an objective that works in stages, such as its weights of examples.
+    """
 
     state: StateDict
     history: list[dict[str, Any]]
     facts: dict[str, Any] = field(default_factory=dict)
+    objective: StateDict = field(default_factory=dict)
 
 
 class TrainingSystem(nn.Module):
@@ -91,13 +95,13 @@ def build_system(learner: Learner, data: TrainingData, seed: int) -> TrainingSys
     """Network and objective with initial weights that depend on `seed` alone (not on global random state)."""
     split, objective = data.split, objectives.build(learner.objective)
     with seeded(seed):
-        network = _build_network(learner, data.preprocessing.shape, len(split.shift.classes))
+        network = _build_network(learner, objective, data.preprocessing.shape, split)
         _require_what_it_needs(learner, objective, network, split)
         objective.setup(features=network.features, classes=network.classes, domains=len(split.train_domains))
     return TrainingSystem(network, objective)
 
 
-def _build_network(learner: Learner, shape: Any, classes: int) -> Network:
+def _build_network(learner: Learner, objective: Objective, shape: Any, split: Split) -> Network:
     spec = learner.network
     if spec.name == "auto" and learner.backbone is not None:
         spec = Spec.make(
@@ -105,7 +109,10 @@ def _build_network(learner: Learner, shape: Any, classes: int) -> Network:
         )  # methods that shape features need some to shape
     elif spec.name == "auto":
         spec = Spec(default_network(shape), spec.parameters)
-    return build_network(spec, shape, classes)
+    classes = len(split.shift.classes)
+    return objective.make_network(
+        lambda: build_network(spec, shape, classes), domains=len(split.train_domains)
+    )
 
 
 def _require_what_it_needs(learner: Learner, objective: Objective, network: Network, split: Split) -> None:
@@ -136,9 +143,10 @@ def check_learner(learner: Learner, split: Split) -> None:
         preprocessing = fit_preprocessing(split.shift, rows)
     else:
         preprocessing = FrozenBackbone.fit(split.shift, rows, learner.backbone)
+    objective = objectives.build(learner.objective)
     with seeded(0):
-        network = _build_network(learner, preprocessing.shape, len(split.shift.classes))
-    _require_what_it_needs(learner, objectives.build(learner.objective), network, split)
+        network = _build_network(learner, objective, preprocessing.shape, split)
+    _require_what_it_needs(learner, objective, network, split)
 
 
 def build_optimizer(learner: Learner, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -340,6 +348,7 @@ def _train(
             "seconds": round(time.perf_counter() - began, 3),
             "evaluation_seconds": round(evaluation_seconds, 3),
         },
+        objective={n: v.cpu() for n, v in system.objective.state_dict().items()} if staged else {},
     )
 
 

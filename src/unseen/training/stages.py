@@ -51,10 +51,18 @@ class TrainingStage:
         self.network, self.device, self._train, self._checkpoint = network, device, train, checkpoint
         self.size, self.classes = len(data.split.shift), len(data.split.shift.classes)
         self.domains = len(data.split.train_domains)
+        self.steps, self.batch_size = learner.steps, self.domains * learner.batch_size
         self._trainings = 0
 
     def rows(self, role: Literal["train", "validation"]) -> Tensor:
         return self.data.split.rows(role)
+
+    def labels(self, rows: Tensor) -> Tensor:
+        return self.data.split.shift.labels[rows]
+
+    def groups(self, rows: Tensor) -> Tensor:
+        group = self.data.split.shift.group
+        return self.data.domain[rows] if group is None else group[rows]
 
     def batch(self, rows: Tensor) -> Batch:
         return self.data.batch(rows, 0, self.device)
