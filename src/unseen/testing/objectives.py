@@ -13,6 +13,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from unseen.objectives import Loss
 from unseen.registry import objectives
 from unseen.shifts import Batch
+from unseen.shifts.batch import map_tensors
 from unseen.testing.contract import Buildable, ContractReport, builder, close, equal, require
 from unseen.testing.toy import (
     CLASSES,
@@ -135,7 +136,9 @@ def _takes_every_kind_of_batch(report: ContractReport, new: NewSystem, batch: Ba
     if batch.domain.device.type == "mps":
         return  # has no float64
     system = new().double()
-    total = system(prepared(system, batch.map(lambda t: t.double() if t.is_floating_point() else t))).total
+    double = batch.map(lambda t: t.double() if t.is_floating_point() else t)
+    double.unlabelled = map_tensors(torch.Tensor.double, batch.unlabelled)
+    total = system(prepared(system, double)).total
     require(total.dtype == torch.float64, report, f"computes in {total.dtype} when all is float64")
     close(total.float(), value, report, "gives another loss in float64", tolerance=1e-3)
     report.passed.append("float64")
@@ -165,6 +168,7 @@ def _agrees_under_vmap(report: ContractReport, systems: list[TrainingSystem], ba
 
     def total(parameters: Any, buffers: Any, x: Tensor, y: Tensor) -> Tensor:
         one = Batch(x=x, y=y, domain=batch.domain, domains=DOMAINS, step=LATE)
+        one.unlabelled = batch.unlabelled
         return functional_call(skeleton, (parameters, buffers), (one,)).total
 
     try:

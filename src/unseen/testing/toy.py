@@ -41,7 +41,7 @@ def toy_batch(device: torch.device | str, step: int = 0, domains: int = DOMAINS)
         ids=torch.arange(count),
         group=labels % 2,
         step=step,
-        unlabelled=x.flip(0) + 0.1,
+        unlabelled=torch.randn(count, INPUTS, generator=generator),
     ).to(device)
 
 
