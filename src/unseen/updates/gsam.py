@@ -19,10 +19,12 @@ from unseen.updates.perturbed import PerturbedStep
     search={"rho": ("log", 1e-2, 2e-1), "alpha": ("log", 1e-2, 1.0)},
 )
 class GSAM(PerturbedStep):
-    """Follow g' - alpha (g's part orthogonal to g') (algorithm 1).
+    """Follow g' - alpha (g's part orthogonal to g') (algorithm 1; checked against the authors' PyTorch code).
 
     rho, rho_min  the radius falls with the learning rate from `rho`, at the highest rate so far, to `rho_min`
-                  at a rate of zero (section 4.2); with a constant learning rate it stays at `rho`
+                  at a rate of zero: (radius - rho_min) / (rho - rho_min) = rate / highest, as in the authors'
+                  runs on ImageNet, there between a least rate and the highest. With a constant learning rate
+                  it stays at `rho`
     """
 
     def __init__(self, rho: float = 0.04, rho_min: float = 0.02, alpha: float = 0.01):

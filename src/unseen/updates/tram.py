@@ -14,23 +14,7 @@ from unseen.objectives.trust_region import ReferenceFunction, TrustRegion
 from unseen.registry import updates
 from unseen.shifts import Batch
 from unseen.updates.base import LossFunction
-from unseen.updates.perturbed import PerturbedStep
-
-
-class OutputAware(PerturbedStep):
-    """A perturbed step that reads the outputs of one network, `module.network`."""
-
-    def bind(self, module: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Self:
-        if options.get("stacked"):
-            problem, remedy = "reads the outputs of one network at a time", "Train its runs one by one."
-            raise InputError("TRAM", problem, remedy)
-        network = getattr(module, "network", None)
-        if not isinstance(network, nn.Module):
-            remedy = "Bind it to a TrainingSystem, or to any module with a module `network`."
-            raise InputError("TRAM", f"finds no network in the {type(module).__name__} that it moves", remedy)
-        super().bind(module, optimizer, **options)
-        self.network = network
-        return self
+from unseen.updates.output_aware import OutputAware
 
 
 @updates.register(
