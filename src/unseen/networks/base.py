@@ -13,7 +13,8 @@ class Network(nn.Module):
     """`logits = head(featurizer(x))`, with `head` a linear layer from D features to C classes.
 
     Methods that act on the last layer (closed-form penalties, Mahalanobis distances, head refitting) rely on
-    the cut; methods that do not simply call the network. `spec` is the name it was built by.
+    the cut; methods that do not simply call the network. `spec` is the name it was built by, or one that its
+    factory chose: what builds the same architecture again when a saved model brings the weights.
     """
 
     spec: Spec
@@ -40,5 +41,6 @@ class Network(nn.Module):
 def build_network(spec: Spec | str, input_shape: Any, classes: int) -> Network:
     """The named network for inputs of `input_shape` (one example, or a dict of shapes) and C classes."""
     network = networks.build(spec, input_shape=input_shape, classes=classes)
-    network.spec = Spec.of(spec)
+    if not hasattr(network, "spec"):
+        network.spec = Spec.of(spec)
     return network
