@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unseen.merging.command import merge
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -334,6 +336,9 @@ def reproduce(
         print_outcome(outcome, console)
         if record is not None:
             console.print(f"record  {write_record(outcome, record)}", highlight=False)
+
+
+app.command()(merge)
 
 
 def _tell_unit(bar: Any, task: Any, name: str, what: str, done: int, total: int) -> None:

@@ -145,8 +145,11 @@ def _settings(sparsifier: str, count: int, **given: PerModel | None) -> list[dic
         if value is not None and name not in SPARSIFIERS[sparsifier]:
             takes = " and ".join(SPARSIFIERS[sparsifier]) or "no options"
             raise InputError(name, f"has no effect on sparsifier {sparsifier!r}", f"It takes {takes}.")
-    columns = {
-        name: per_model(name, DEFAULTS[name] if given[name] is None else given[name], count)  # type: ignore[arg-type]
-        for name in SPARSIFIERS[sparsifier]
-    }
+    columns = {name: _filled(name, given[name], count) for name in SPARSIFIERS[sparsifier]}
     return [{name: column[index] for name, column in columns.items()} for index in range(count)]
+
+
+def _filled(name: str, value: PerModel | None, count: int) -> list[float]:
+    """One number a model, the default where none is given."""
+    numbers = value if isinstance(value, (list, tuple)) else [value] * count  # type: ignore[list-item]
+    return per_model(name, [DEFAULTS[name] if each is None else each for each in numbers], count)
