@@ -30,18 +30,18 @@ def perturbation(features: int) -> nn.Sequential:
     """The class-specific domain perturbation layer: a projection of the features.
 
     Its BatchNorm keeps no running statistics: it is used in training alone. Biases that a following BatchNorm
-    or the difference of two outputs would cancel are left out.
+    would cancel are left out.
     """
     width = 2 * features
 
-    def normalised(inputs: int, outputs: int, affine: bool) -> list[nn.Module]:
+    def normalised(inputs: int, outputs: int) -> list[nn.Module]:
         linear = nn.Linear(inputs, outputs, bias=False)
-        return [linear, nn.BatchNorm1d(outputs, affine=affine, track_running_stats=False)]
+        return [linear, nn.BatchNorm1d(outputs, track_running_stats=False)]
 
     return nn.Sequential(
-        *normalised(features, width, True), nn.ReLU(),
-        *normalised(width, width, True), nn.ReLU(),
-        *normalised(width, features, False),
+        *normalised(features, width), nn.ReLU(),
+        *normalised(width, width), nn.ReLU(),
+        *normalised(width, features),
     )  # fmt: skip
 
 
@@ -54,8 +54,8 @@ def perturbation(features: int) -> nn.Sequential:
 class SelfReg(Objective):
     """Mean loss over all examples + min(loss, 1) * penalty_weight * (l * individual + (1 - l) * heterogeneous).
 
-    individual      mean squared difference to a random partner of the class, of the logits and,
-                    times `feature_weight`, of the perturbed features
+    individual      mean squared difference to a random partner of the class, of the logits and, times
+                    `feature_weight`, of the features to the partner's perturbed ones
     heterogeneous   the same to a mixture, by l and 1 - l, of two such partners
     partner_seed    l ~ Beta(1/2, 1/2) and the partners are a function of it and of the training step
 
@@ -87,12 +87,12 @@ class SelfReg(Objective):
             for _ in range(2)
         )
 
-        def penalty(outputs: Tensor) -> Tensor:
-            outputs = full_precision(outputs)
-            individual = (outputs - outputs[one]).square().mean()
-            mixture = share * outputs[one] + (1 - share) * outputs[two]
+        def penalty(outputs: Tensor, compared: Tensor) -> Tensor:
+            outputs, compared = full_precision(outputs), full_precision(compared)
+            individual = (outputs - compared[one]).square().mean()
+            mixture = share * compared[one] + (1 - share) * compared[two]
             return share * individual + (1 - share) * (outputs - mixture).square().mean()
 
-        total = penalty(logits) + self.feature_weight * penalty(self.perturb(features))
+        total = penalty(logits, logits) + self.feature_weight * penalty(features, self.perturb(features))
         scale = self.penalty_weight * losses.detach().clamp(max=1)
         return Loss(losses + scale * total, {"risk": losses, "penalty": total})
