@@ -197,10 +197,11 @@ class DomainMatch(Objective):
             raise InputError("domain match", "has no statistic to match", "Give one of the factors above 0.")
         self.reference, self.coordinates, self.detach_reference = reference, coordinates, detach_reference
         self.moving_average, self.probes, self.probe_seed = moving_average, probes, probe_seed
+        self.averages = moving_average > 0 and "gradient_variance" in self.factors
         self.schedule = PenaltySchedule(penalty_weight, warmup_steps, warmup_weight, rescale_loss)
 
     def setup(self, *, features: int, classes: int, domains: int) -> None:
-        if self.moving_average and "gradient_variance" in self.factors:
+        if self.averages:
             # of the batches before the last one, and including it: a repeated batch must see the former again
             for name in ("average_before", "average"):
                 self.register_buffer(name, torch.zeros(domains, classes, features + 1))
@@ -208,6 +209,10 @@ class DomainMatch(Objective):
     @property
     def needs_features(self) -> bool:  # type: ignore[override]
         return set(self.factors) <= {"feature_mean", "feature_covariance"}
+
+    @property
+    def carries_weights(self) -> bool:  # type: ignore[override]
+        return "gradient_variance" not in self.factors  # it counts a gradient of weight zero, and that it is zero
 
     def resets_optimizer_at(self, step: int) -> bool:
         return self.schedule.switches_at(step)
@@ -235,7 +240,7 @@ class DomainMatch(Objective):
         if isinstance(head, nn.Linear):
             pooled = self.reference == "pooled"
             found = head_statistics(features, logits, *data, order=order, weight=batch.weight, pooled=pooled)
-        elif self.probes is not None or self.moving_average:
+        elif self.probes is not None or self.averages:
             raise InputError(
                 "head",
                 f"is {type(head).__name__}, but probes and moving averages need closed forms",
@@ -250,7 +255,7 @@ class DomainMatch(Objective):
             )
             found.values["hessian_diagonal"] = diagonal
             found.pooled["hessian_diagonal"] = found.over_present(diagonal)
-        if self.moving_average and "gradient_variance" in self.factors:
+        if self.averages:
             self._add_moving_average(found, batch.repeat)
         return found
 

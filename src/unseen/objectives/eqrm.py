@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import NormalDist
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, domain_means, example_losses, mean_over_present
 from unseen.objectives.head_statistics import full_precision
+from unseen.objectives.penalty import from_step
 from unseen.registry import objectives
 from unseen.shifts import Batch
 
@@ -19,7 +18,7 @@ SMALLEST_VARIANCE = 1e-12
 """Of the risks: keeps the density finite when all risks are equal or only one domain is present."""
 
 
-def kernel_quantile(risks: Tensor, quantile: float, present: Tensor | None = None) -> Tensor:
+def kernel_quantile(risks: Tensor, quantile: float | Tensor, present: Tensor | None = None) -> Tensor:
     """Quantile of a Gaussian kernel density estimate over the risks (D,) of the present domains: a scalar.
 
     Bandwidth 1.06 std n^(-1/5) (Silverman 1986). The quantile Q solves F(Q, risks) = quantile; it is found by
@@ -37,7 +36,7 @@ def kernel_quantile(risks: Tensor, quantile: float, present: Tensor | None = Non
 
     # the quantile of a mixture lies between those of its components
     known, fixed = risks.detach(), width.detach()
-    offset = fixed * NormalDist().inv_cdf(quantile)
+    offset = fixed * torch.special.ndtri(torch.as_tensor(quantile, dtype=fixed.dtype))
     infinite = torch.full_like(known, torch.inf)
     low = torch.where(present > 0, known, infinite).amin() + offset
     high = torch.where(present > 0, known, -infinite).amax() + offset
@@ -70,6 +69,7 @@ class EQRM(Objective):
     """
 
     needs_domains = True
+    carries_weights = True
 
     def __init__(self, quantile: float = 0.75, warmup_steps: int = 100):
         super().__init__()
@@ -88,4 +88,5 @@ class EQRM(Objective):
             risks, present = domain_means(losses, batch)
             tail = kernel_quantile(risks, self.quantile, present)
         mean = mean_over_present(risks, present)
-        return Loss(mean if batch.step < self.warmup_steps else tail, {"mean": mean, "quantile": tail})
+        total = from_step(self.warmup_steps, batch.step, tail, mean)
+        return Loss(total, {"mean": mean, "quantile": tail})

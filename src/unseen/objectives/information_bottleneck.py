@@ -54,14 +54,17 @@ class InformationBottleneck(Objective):
     IB-ERM makes sense with one domain, IB-IRM too, though its IRM penalty then asks little.
     """
 
+    carries_weights = True
+
     def __init__(self, penalty_weight: float = 100.0, irm_weight: float = 0.0, warmup_steps: int = 100):
         super().__init__()
         self.schedule = PenaltySchedule(penalty_weight, warmup_steps)
         self.irm_schedule = PenaltySchedule(irm_weight, warmup_steps, min(1.0, irm_weight))
+        self.with_irm = irm_weight > 0
 
     @property
     def needs_features(self) -> bool:  # type: ignore[override]
-        return not self.irm_schedule.weight
+        return not self.with_irm
 
     def resets_optimizer_at(self, step: int) -> bool:
         return self.schedule.switches_at(step) or self.irm_schedule.switches_at(step)
@@ -73,7 +76,7 @@ class InformationBottleneck(Objective):
         with torch.autocast(features.device.type, enabled=False):
             variance = feature_variance(features, batch.domain, batch.domains, batch.weight)
             loss = self.schedule.loss(risk, variance, batch.step)
-            if self.irm_schedule.weight:
+            if self.with_irm:
                 irm = irm_penalty(logits, batch.y, batch.domain, batch.domains, weight=batch.weight)
                 loss.total = loss.total + self.irm_schedule.weight_at(batch.step) * irm
                 loss.parts["irm_penalty"] = irm

@@ -5,10 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.objectives.base import Loss
+
+
+def from_step(start: int | Tensor, step: int, then: float | Tensor, before: float | Tensor) -> float | Tensor:
+    """`then` from update `start` on, `before` until it.
+
+    In stacked runs that differ in `start` it is a tensor, one value a run, and so is the answer.
+    """
+    if isinstance(start, Tensor):
+        return torch.where(start <= step, then, before)
+    return then if step >= start else before
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,8 @@ class PenaltySchedule:
         if self.warmup_steps < 0:
             raise InputError("warmup_steps", f"is {self.warmup_steps}", "Give a number of steps from 0.")
 
-    def weight_at(self, step: int) -> float:
-        return self.warmup_weight if step < self.warmup_steps else self.weight
+    def weight_at(self, step: int) -> float | Tensor:
+        return from_step(self.warmup_steps, step, self.weight, self.warmup_weight)
 
     def switches_at(self, step: int) -> bool:
         """Whether the weight jumps at update `step`, when the moments that Adam has gathered mislead it."""
@@ -44,6 +55,6 @@ class PenaltySchedule:
     def loss(self, risk: Tensor, penalty: Tensor, step: int) -> Loss:
         weight = self.weight_at(step)
         total = risk + weight * penalty
-        if self.rescale_loss and weight > 1:
-            total = total / weight
+        if self.rescale_loss:
+            total = total / (weight.clamp(min=1) if isinstance(weight, Tensor) else max(weight, 1.0))
         return Loss(total, {"risk": risk, "penalty": penalty})

@@ -75,6 +75,7 @@ def structure(run: Run) -> tuple[Any, ...]:
         len(split.shift.classes),
         len(split.train_domains),
         split.shift.group is None,
+        split.shift.weight is None,
     )
 
 
@@ -86,12 +87,9 @@ def stream(run: Run) -> tuple[Any, ...]:
 
 
 def pinned(run: Run, free: frozenset[str]) -> tuple[Any, ...]:
-    """Numbers of the objective that all runs of a program share, and the updates before which it resets."""
+    """Numbers of the objective that all runs of a program share."""
     objective = objectives.build(run.learner.objective)
-    fixed = tuple((path, value) for path, value in numbers(objective).items() if path not in free)
-    if type(objective).resets_optimizer_at is Objective.resets_optimizer_at:
-        return fixed, ()
-    return fixed, tuple(s for s in range(run.learner.steps) if objective.resets_optimizer_at(s))
+    return tuple((path, value) for path, value in numbers(objective).items() if path not in free)
 
 
 @dataclass(frozen=True)

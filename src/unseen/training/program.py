@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unseen.averaging import StateDict
 from unseen.errors import TrainingDiverged
-from unseen.objectives import Loss
+from unseen.objectives import Loss, Objective
 from unseen.registry import averaging, updates
 from unseen.training.examples import StackedExamples
 from unseen.training.fit import (
@@ -58,14 +58,15 @@ def train_program(runs: list[Run], device: torch.device) -> list[Outcome]:
     rates, decays = rates.to(device), torch.tensor([r.learner.weight_decay for r in runs], device=device)
     optimizer = StackedOptimizer(learner.optimizer, list(system.parameters.values()), rates[0], decays)
     rule = updates.build(learner.update).bind(system.template, optimizer, clip=learner.clip, stacked=True)  # type: ignore[arg-type]
+    resets = _resets(systems, learner.steps)
     average = _Averages(runs) if learner.averaging is not None else None
     evaluations, last, evaluation_seconds = set(learner.evaluation_steps()), learner.steps - 1, 0.0
     best = {name: value.clone() for name, value in system.network_state().items()}
 
     for step, batch in enumerate(examples.batches(learner.steps)):
         optimizer.param_groups[0]["lr"] = rates[step]
-        if objectives[0].resets_optimizer_at(step):
-            rule.reset()
+        if step in resets:
+            rule.reset(resets[step].to(device))
         parts = rule.step(system, batch).parts
         _note_diverged(runs, records, parts, step, best)
         losses: list[float] | None = None
@@ -103,6 +104,16 @@ def _differing(systems: list[TrainingSystem]) -> dict[str, list[float]]:
     found = [numbers(system.objective) for system in systems]
     columns = {path: [own[path] for own in found] for path in found[0]}
     return {path: values for path, values in columns.items() if len(set(values)) > 1}
+
+
+def _resets(systems: list[TrainingSystem], steps: int) -> dict[int, Tensor]:
+    """Update -> the runs whose optimizer forgets its moments before it."""
+    found: dict[int, list[int]] = {}
+    for index, system in enumerate(systems):
+        if type(system.objective).resets_optimizer_at is not Objective.resets_optimizer_at:
+            for step in filter(system.objective.resets_optimizer_at, range(steps)):
+                found.setdefault(step, []).append(index)
+    return {step: torch.tensor(indices) for step, indices in found.items()}
 
 
 def _loss_of(parts: Mapping[str, Tensor], index: int) -> Loss:

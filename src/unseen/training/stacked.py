@@ -152,6 +152,13 @@ class StackedOptimizer:
         self.state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
         self._decays = bool((weight_decay > 0).any())
 
+    def forget(self, runs: Tensor) -> None:
+        """Start the moments of some runs anew."""
+        for state in self.state.values():
+            for name, value in state.items():
+                if name != "scratch":
+                    value[runs] = 0
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         for parameter in self.param_groups[0]["params"]:
             parameter.grad = None
@@ -182,15 +189,17 @@ def _momentum(parameter: Tensor, gradient: Tensor, rate: Tensor, state: dict[str
 
 def _adam(parameter: Tensor, gradient: Tensor, rate: Tensor, state: dict[str, Any]) -> None:
     if not state:
-        state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
+        state |= {"mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
+        state["step"] = torch.zeros_like(rate, dtype=torch.float64).expand(len(parameter), *rate.shape[1:]).clone()
         state["scratch"] = torch.empty_like(parameter), torch.empty_like(parameter)
     state["step"] += 1
-    correction = (1 - 0.999 ** state["step"]) ** 0.5
+    correction = (1 - 0.999 ** state["step"]).sqrt().to(rate.dtype)
+    first = (1 - 0.9 ** state["step"]).to(rate.dtype)
     numerator, denominator = state["scratch"]
     state["mean"].lerp_(gradient, 0.1)
     state["square"].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
     torch.sqrt(state["square"], out=denominator).add_(1e-8 * correction)
-    torch.mul(state["mean"], rate * (-correction / (1 - 0.9 ** state["step"])), out=numerator)
+    torch.mul(state["mean"], rate * (-correction / first), out=numerator)
     parameter.addcdiv_(numerator, denominator)
 
 

@@ -77,9 +77,15 @@ class UpdateRule:
                     parameter.grad.mul_(self.per_run(factor, parameter))
         self.optimizer.step()
 
-    def reset(self) -> None:
-        """Forget what past gradients left behind: the loss has jumped (`Objective.resets_optimizer_at`)."""
-        self.optimizer.state.clear()
+    def reset(self, runs: Tensor | None = None) -> None:
+        """Forget what past gradients left behind: the loss has jumped (`Objective.resets_optimizer_at`).
+
+        runs  positions of the runs whose loss has jumped when several are stacked, None for all
+        """
+        if runs is None:
+            self.optimizer.state.clear()
+        else:
+            self.optimizer.forget(runs)  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         """State beside the optimizer's (moving averages, reference parameters): tensors and plain values."""
