@@ -26,6 +26,8 @@ class Balanced(Objective):
     by  "group": label crossed with the group attribute, or with the domain where there is none; "class"
     """
 
+    carries_weights = True
+
     def __init__(self, by: Literal["group", "class"] = "group"):
         super().__init__()
         if by not in ("group", "class"):

@@ -34,6 +34,10 @@ class Objective(nn.Module):
     needs_features = False
     """Whether what it adds to the risk acts on the featurizer alone: without trained features it does nothing."""
 
+    carries_weights = False
+    """Whether weights of examples (`batch.weight`) act on every term of the loss, so that an example of weight
+    zero might as well be absent. Others refuse data with weights."""
+
     needs_unlabelled = False
     """Whether the loss reads `batch.unlabelled`: the split must set examples without labels apart."""
 

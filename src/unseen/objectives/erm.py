@@ -12,5 +12,7 @@ from unseen.shifts import Batch
     "erm", summary="Mean loss over all examples", paper="Vapnik 1998, Statistical Learning Theory"
 )
 class ERM(Objective):
+    carries_weights = True
+
     def forward(self, model: Network, batch: Batch) -> Loss:
         return Loss(example_losses(model(batch.x), batch).mean())

@@ -27,6 +27,7 @@ class GroupDRO(Objective):
     """Domains are the groups, as in DomainBed; `step_size` is eta of Algorithm 1."""
 
     needs_domains = True
+    carries_weights = True
     weights: Tensor
 
     def __init__(self, step_size: float = 0.01):

@@ -60,6 +60,7 @@ class IRM(Objective):
     """
 
     needs_domains = True
+    carries_weights = True
 
     def __init__(
         self,

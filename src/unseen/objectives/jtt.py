@@ -34,6 +34,8 @@ class JTT(Objective):
     labels; it trains the first model for 1 of 50 (CelebA) to 60 of 300 epochs (Waterbirds).
     """
 
+    carries_weights = True
+
     def __init__(self, first: float = 0.2, upweight: float = 20.0):
         super().__init__()
         if not 0 < first <= 1:

@@ -77,6 +77,7 @@ class MMD(Objective):
     """Mean of the domains' risks + weight * `mmd_penalty` on the features; defaults are DomainBed's."""
 
     needs_domains = True
+    carries_weights = True
     needs_features = True
 
     def __init__(self, penalty_weight: float = 1.0, gammas: Sequence[float] = GAMMAS):

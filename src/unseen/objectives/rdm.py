@@ -56,6 +56,7 @@ class RDM(Objective):
     """
 
     needs_domains = True
+    carries_weights = True
 
     def __init__(self, penalty_weight: float = 5.0, variance_weight: float = 0.004, warmup_steps: int = 100):
         super().__init__()

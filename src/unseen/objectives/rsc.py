@@ -61,6 +61,8 @@ class RSC(Objective):
     feature_share, batch_share  in [0, 1]: shares of features to mute and of examples to mute them in
     """
 
+    carries_weights = True
+
     def __init__(self, feature_share: float = 1 / 3, batch_share: float = 1 / 3):
         super().__init__()
         for name, value in (("feature_share", feature_share), ("batch_share", batch_share)):

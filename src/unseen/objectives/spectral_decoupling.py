@@ -27,6 +27,8 @@ def logit_penalty(logits: Tensor, weight: Tensor | None = None) -> Tensor:
 class SpectralDecoupling(Objective):
     """Mean loss over all examples + weight * `logit_penalty` (equation 25); defaults are DomainBed's."""
 
+    carries_weights = True
+
     def __init__(self, penalty_weight: float = 0.1):
         super().__init__()
         self.schedule = PenaltySchedule(penalty_weight)

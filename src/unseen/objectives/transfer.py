@@ -81,6 +81,7 @@ class Transfer(Objective):
     """
 
     needs_domains = True
+    carries_weights = True
     needs_features = True
 
     def __init__(self, penalty_weight: float = 1.0, radius: float = 2.0, steps: int = 10, rate: float = 1e-3):

@@ -81,6 +81,7 @@ class TRM(Objective):
     """
 
     needs_domains = True
+    carries_weights = True
     weights: Tensor
 
     def __init__(

@@ -22,6 +22,7 @@ def from_arrays(
     domain: Any,
     *,
     group: Any = None,
+    weight: Any = None,
     time: Any = None,
     ids: Any = None,
     classes: Sequence[str] | None = None,
@@ -37,17 +38,24 @@ def from_arrays(
     y         (N,) class names or numbers
     domain    (N,) domain names or numbers
     group     (N,) names or numbers of a further attribute
+    weight    (N,) numbers from 0: what each example counts in training
     time      (N,) numbers or dates
     ids       (N,) stable names of the examples; None takes the row numbers
     classes   names that the numbers in y stand for; `domains` likewise
-    skip_bad  leave rows with a missing y, domain, group or time out, with a warning, instead of raising
+    skip_bad  leave rows with a missing y, domain, group, weight or time out, with a warning, instead of raising
 
     Raises `InputError` for shapes that do not fit, missing values, or a label to regress on.
     """
     kind, inputs = _inputs(x)
     columns = {
         part: _column(values, part, len(inputs))
-        for part, values in (("y", y), ("domain", domain), ("group", group), ("time", time))
+        for part, values in (
+            ("y", y),
+            ("domain", domain),
+            ("group", group),
+            ("weight", weight),
+            ("time", time),
+        )
         if values is not None
     }
     names = np.arange(len(inputs)) if ids is None else _column(ids, "ids", len(inputs)).to_numpy()
@@ -69,19 +77,20 @@ def from_arrays(
         ids=names[rows].tolist(),
         group=groups,
         groups=group_names,
+        weight=None if weight is None else pd.to_numeric(columns["weight"], errors="coerce").to_numpy(),
         time=None if time is None else sortable(columns["time"], "time"),
         source=source or {},
     )
 
 
 def open_npz(path: str | Path, *, skip_bad: bool = False, source: dict[str, Any] | None = None) -> Shift:
-    """A shift from an .npz file with x, y, domain and, if they are there, group, time, ids, classes, domains.
+    """A shift from an .npz file with x, y, domain and, if they are there, group, weight, time, ids, classes, domains.
 
     The arrays mean what they mean to `from_arrays`. Arrays of Python objects are refused: reading them would
     run code that the file brings (pickle).
     """
     path = Path(path)
-    known = ("x", "y", "domain", "group", "time", "ids", "classes", "domains")
+    known = ("x", "y", "domain", "group", "weight", "time", "ids", "classes", "domains")
     try:
         with np.load(path, allow_pickle=False) as file:
             names = file.files

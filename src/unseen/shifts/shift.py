@@ -50,6 +50,7 @@ class Shift:
     domain   (N,) int64 into `domains`
     ids      N stable names of the examples (file names, row numbers)
     group    (N,) int64 into `groups`, or None: a further attribute for worst-group metrics
+    weight   (N,) float from 0, or None: what each example counts in training, such as an importance weight
     time     (N,) sortable values, or None: lets a split train on earlier and test on later examples
     """
 
@@ -63,6 +64,7 @@ class Shift:
     ids: Sequence[Any] | None = None
     group: Tensor | None = None
     groups: tuple[str, ...] = ()
+    weight: Tensor | None = None
     time: np.ndarray | None = None
     description: str = ""
     source: dict[str, Any] = field(default_factory=dict)
@@ -75,9 +77,15 @@ class Shift:
         self.domains = tuple(map(str, self.domains))
         if self.group is not None:
             self.group = torch.as_tensor(np.asarray(self.group), dtype=torch.int64)
+        if self.weight is not None:
+            self.weight = torch.as_tensor(np.array(self.weight), dtype=torch.float32)
+            if not bool(torch.isfinite(self.weight).all()) or bool((self.weight < 0).any()):
+                raise InputError(
+                    f"shift {self.name!r}", "has weights below 0 or missing", "Give finite numbers from 0."
+                )
         count = len(self.labels)
         sizes = {"inputs": count_rows(self.inputs), "domain": len(self.domain)}
-        for name in ("group", "time", "ids"):
+        for name in ("group", "weight", "time", "ids"):
             if getattr(self, name) is not None:
                 sizes[name] = len(getattr(self, name))
         for name, size in sizes.items():
@@ -125,6 +133,7 @@ class Shift:
             domain=self.domain[rows],
             ids=None if self.ids is None else [self.ids[row] for row in rows.tolist()],
             group=None if self.group is None else self.group[rows],
+            weight=None if self.weight is None else self.weight[rows],
             time=None if self.time is None else np.asarray(self.time)[numpy_rows],
         )
 
@@ -143,6 +152,8 @@ class Shift:
         digest.update(self.labels.numpy().tobytes() + self.domain.numpy().tobytes())
         for part in (self.group, self.time):
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+        if self.weight is not None:
+            digest.update(b"weight" + self.weight.numpy().tobytes())
         _digest(self.inputs, digest)
         return digest.hexdigest()[:16]
 

@@ -66,6 +66,7 @@ def from_dataframe(
     domain: str,
     *,
     group: str | None = None,
+    weight: str | None = None,
     time: str | None = None,
     text: str | None = None,
     features: Sequence[str] | None = None,
@@ -78,9 +79,10 @@ def from_dataframe(
     label     column of the classes: strings, booleans or whole numbers
     domain    column of the domains
     group     column of a further attribute for worst-group metrics
+    weight    column of numbers from 0: what each example counts in training
     time      column of numbers or dates, for `shift.split(after=...)`
-    features  columns to learn from; None takes all but label, domain, group and time
-    skip_bad  leave rows without label, domain, group, time or text out, with a warning, instead of raising
+    features  columns to learn from; None takes all but label, domain, group, weight, time
+    skip_bad  leave rows without label, domain, group, weight, time or text out, with a warning, instead of raising
 
     Raises `InputError` for a column that is not there, missing values, or a label to regress on.
     """
@@ -89,7 +91,7 @@ def from_dataframe(
     if repeated:
         raise InputError(f"column {repeated[0]!r}", "occurs more than once", "Name every column once.")
     frame = frame.set_axis(columns, axis=1)
-    given = {"label": label, "domain": domain, "group": group, "time": time, "text": text}
+    given = {"label": label, "domain": domain, "group": group, "weight": weight, "time": time, "text": text}
     roles = {role: column for role, column in given.items() if column is not None}
     features = [features] if isinstance(features, str) else features
     for role, column in [*roles.items(), *(("feature", column) for column in features or ())]:
@@ -97,7 +99,7 @@ def from_dataframe(
             raise InputError(f"{role} column {column!r}", f"is not in {name!r}", nearest(column, columns))
     if label == domain:
         raise InputError(f"column {label!r}", "is both label and domain", "Name two columns.")
-    if label in (text, group, time, *(features or ())):
+    if label in (text, group, weight, time, *(features or ())):
         raise InputError(f"label column {label!r}", "has another role as well", "Give it one.")
     if text is not None and features is not None:
         raise InputError("features", f"were given beside the text column {text!r}", "Give one or the other.")
@@ -126,6 +128,7 @@ def from_dataframe(
         ids=ids.tolist(),
         group=groups,
         groups=group_names,
+        weight=None if weight is None else pd.to_numeric(frame[weight], errors="coerce").to_numpy(),
         time=None if time is None else sortable(frame[time], f"time column {time!r}"),
         source=source or {},
     )

@@ -53,6 +53,8 @@ def check_objective(
     _takes_odd_batches(report, new, batch)
     value = _repeats_without_effects(report, new(), batch)
     _takes_every_kind_of_batch(report, new, batch, value)
+    if new().objective.carries_weights:
+        _carries_weights(report, new, batch)
     check_training(report, lambda seed, **how: Run(new(seed, **how), "plain", device), steps)
     if has_stages(new().objective):
         _works_in_stages(report, new, device)
@@ -142,6 +144,28 @@ def _takes_every_kind_of_batch(report: ContractReport, new: NewSystem, batch: Ba
     require(total.dtype == torch.float64, report, f"computes in {total.dtype} when all is float64")
     close(total.float(), value, report, "gives another loss in float64", tolerance=1e-3)
     report.passed.append("float64")
+
+
+def _carries_weights(report: ContractReport, new: NewSystem, batch: Batch) -> None:
+    """Two examples of each domain get weight zero and the others the mean weight one, or these two are removed."""
+    kept = torch.arange(len(batch), device=batch.domain.device) % PER_DOMAIN >= 2
+    weighted = copy.deepcopy(batch)
+    weighted.weight = kept * PER_DOMAIN / (PER_DOMAIN - 2)
+    with_zeros, without = new(), new()
+    value, expected = (
+        system(prepared(system, one)).total
+        for system, one in ((with_zeros, weighted), (without, batch.take(kept)))
+    )
+    close(value, expected, report, "feels an example of weight zero, but says that it carries weights")
+    for slope, right in zip(_slopes(value, with_zeros), _slopes(expected, without), strict=True):
+        close(slope, right, report, "has a gradient that feels an example of weight zero", tolerance=1e-3)
+    report.passed.append("an example of weight zero might as well be absent")
+
+
+def _slopes(loss: Tensor, system: TrainingSystem) -> list[Tensor]:
+    weights = list(system.network.parameters())
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
 
 
 def _works_in_stages(report: ContractReport, new: NewSystem, device: torch.device | str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class TrainingData:
             self.preprocessing = FrozenBackbone.fit(split.shift, split.train, backbone)
         self.stored = self.preprocessing.encode(split.shift.inputs)
         self.domain = split.train_domain_index(torch.arange(len(split.shift)))
+        self.remembered: dict[Any, Any] = {}
+        """What is the same for every network that is judged on these data."""
 
     def sampler(self, per_domain: int, seed: int) -> DomainSampler:
         return DomainSampler(self.split.train, self.domain[self.split.train], per_domain, seed)
@@ -56,6 +58,7 @@ class TrainingData:
             domains=len(self.split.train_domains),
             ids=rows,
             group=None if shift.group is None else shift.group[rows],
+            weight=None if shift.weight is None else shift.weight[rows],
             step=step,
             unlabelled=None if unlabelled is None else take(self.stored, unlabelled),
         ).to(device)

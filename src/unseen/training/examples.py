@@ -43,6 +43,8 @@ class StackedExamples:
         self._y = torch.cat([shift.labels for shift in shifts]).to(device)
         groups = [shift.group for shift in shifts if shift.group is not None]
         self._group = torch.cat(groups).to(device) if groups else None
+        weights = [shift.weight for shift in shifts if shift.weight is not None]
+        self._weight = torch.cat(weights).to(device) if weights else None
         first_rows = dict(zip(map(id, distinct), _starts([len(shift) for shift in shifts]), strict=True))
         self._offset = torch.tensor([first_rows[id(one)] for one in data])
         self._first_row = first_rows
@@ -60,6 +62,7 @@ class StackedExamples:
             rows = (ids + self._offset.view(1, -1, 1)).to(self.device)
             labels = self._y[rows]
             groups = None if self._group is None else self._group[rows]
+            weights = None if self._weight is None else self._weight[rows]
             ids = ids.to(self.device)
             for index in range(ahead):
                 batch = StackedBatch(
@@ -69,6 +72,7 @@ class StackedExamples:
                     domains=self.domains,
                     ids=ids[index],
                     group=None if groups is None else groups[index],
+                    weight=None if weights is None else weights[index],
                     step=first + index,
                 )
                 yield self._prepared(batch) if self._prepares else batch

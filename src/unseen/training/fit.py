@@ -122,6 +122,12 @@ def _require_what_it_needs(learner: Learner, objective: Objective, network: Netw
             f"compares training domains, but there is only one ({split.train_domains[0]!r})",
             "Train on at least two domains, or choose an objective that needs none, such as erm.",
         )
+    if split.shift.weight is not None and not objective.carries_weights:
+        raise InputError(
+            f"objective {learner.objective.name!r}",
+            "has terms that do not know weights of examples, which the data has",
+            "Choose one that does, such as erm or groupdro, or leave the weights out.",
+        )
     if objective.needs_unlabelled and not len(split.unlabelled):
         raise InputError(
             f"objective {learner.objective.name!r}",
