@@ -11,10 +11,12 @@ from unseen.objectives.erm import ERM
 from unseen.registry import updates
 from unseen.testing import check_update
 from unseen.training.fit import TrainingSystem
-from unseen.updates.coherent import MedianOfMeans, Winsorized, insert
+from unseen.updates.coherent import MedianOfMeans, SignAgreement, Trimmed, Winsorized, insert
 
 
-@pytest.mark.parametrize("spec", ["winsorized", "winsorized(level=2, groups=6)", "median-of-means"])
+@pytest.mark.parametrize(
+    "spec", ["winsorized", "winsorized(level=2, groups=6)", "trimmed", "sign-agreement", "median-of-means"]
+)
 def test_the_contract_holds_alone_and_stacked(spec, stacked_agrees):
     assert check_update(spec).facts["stacked"] is True
     assert stacked_agrees(spec)
@@ -58,6 +60,23 @@ def test_winsorized_gradients_of_groups(problem, count, level):
     np.testing.assert_allclose(found, winsorized_mean(gradients, level), atol=1e-12)
 
 
+@pytest.mark.parametrize(("level", "groups"), [(0, None), (1, None), (3, None), (8, None), (2, 6)])
+def test_trimmed_mean(problem, level, groups):
+    found, _, gradients = direction_and_groups(problem, f"trimmed(level={level}, groups={groups})")
+    ordered = np.sort(gradients, 0)
+    np.testing.assert_allclose(found, ordered[level : len(ordered) - level].mean(0), atol=1e-12)
+
+
+@pytest.mark.parametrize(("threshold", "groups"), [(0.0, None), (0.3, None), (0.6, 5), (1.0, 3)])
+def test_sign_agreement(problem, threshold, groups):
+    found, _, gradients = direction_and_groups(
+        problem, f"sign-agreement(threshold={threshold}, groups={groups})"
+    )
+    agreed = np.abs(np.sign(gradients).mean(0)) >= threshold - 1e-9
+    np.testing.assert_allclose(found, gradients.mean(0) * agreed, atol=1e-12)
+    assert threshold == 0 or not agreed.all()
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_median_of_means(problem, count):
     found, groups, gradients = direction_and_groups(problem, f"median-of-means(groups={count})")
@@ -99,6 +118,7 @@ def test_one_outlier_moves_the_robust_means_little_and_the_mean_much(make_proble
         return (clean.direction(spec) - dirty.direction(spec)).norm()
 
     assert moved("winsorized") < moved("plain") / 20
+    assert moved("trimmed") < moved("plain") / 20
     assert moved("median-of-means(groups=9)") < moved("plain") / 20
 
 
@@ -143,6 +163,8 @@ def test_batch_normalisation_is_refused_for_single_examples_only(problem):
 @pytest.mark.parametrize(("build", "sentence"), [
     (lambda: Winsorized(level=2, groups=5), "at least 2 level"),
     (lambda: Winsorized(level=-1), "level of 0 or more"),
+    (lambda: Trimmed(level=1, groups=3), "at least 2 level"),
+    (lambda: SignAgreement(threshold=1.5), "not in"),
     (lambda: MedianOfMeans(groups=0), "is below one"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(build, sentence):

@@ -29,20 +29,13 @@ def insert(ordered: list[Tensor], value: Tensor, length: int, larger: bool) -> T
     return value
 
 
-@updates.register(
-    "winsorized",
-    summary="Mean of the examples' gradients with the extreme ones of each coordinate drawn in",
-    paper="Chatterjee & Zielinski 2022, arXiv 2203.10036",
-    search={"level": ("choice", [1, 2, 4])},
-)
-class Winsorized(GroupGradients):
-    """The mean once, in each coordinate, the `level` largest and smallest values are the next to them.
+class OrderedExtremes(GroupGradients):
+    """Draws on the `level` largest and smallest gradients in each coordinate, and on the sum of the others.
 
     Level 0 is the mean itself. A batch of too few groups lowers the level. Gradients are not kept: memory is
-    that of 2 level + 4 of them. Time is a pass for each group: give `groups` (such as 16) for large batches.
+    that of about 2 level + 4 of them. Time is a pass for each group: give `groups` (such as 16) for large
+    batches.
     """
-
-    name = "winsorized"
 
     def __init__(self, level: int = 1, groups: int | None = None, seed: int = 0):
         super().__init__(groups, seed)
@@ -54,19 +47,89 @@ class Winsorized(GroupGradients):
             )
         self.level = level
 
+    def level_of(self, count: int) -> int:
+        """The level for a batch of `count` groups."""
+        return max(0, min(self.level, (count - 2) // 2))
+
+
+def split_extremes(
+    gradients: Iterator[Tensor], length: int
+) -> tuple[list[Tensor], list[Tensor], Tensor | float]:
+    """In each coordinate: the `length` largest values, the `length` smallest, and the sum of the others."""
+    large: list[Tensor] = []
+    small: list[Tensor] = []
+    total: Tensor | float = 0.0
+    for gradient in gradients:
+        rest = insert(large, gradient, length, larger=True) if length else gradient
+        if length and rest is not None:
+            rest = insert(small, rest, length, larger=False)
+        total = total if rest is None else total + rest
+    return large, small, total
+
+
+@updates.register(
+    "winsorized",
+    summary="Mean of the examples' gradients with the extreme ones of each coordinate drawn in",
+    paper="Chatterjee & Zielinski 2022, arXiv 2203.10036",
+    search={"level": ("choice", [1, 2, 4])},
+)
+class Winsorized(OrderedExtremes):
+    """The mean once, in each coordinate, the `level` largest and smallest values are the next to them."""
+
+    name = "winsorized"
+
     def robust_mean(self, gradients: Iterator[Tensor], count: int) -> Tensor:
-        level = max(0, min(self.level, (count - 2) // 2))
-        large: list[Tensor] = []
-        small: list[Tensor] = []
-        total: Tensor | float = 0.0
-        for gradient in gradients:
-            rest = insert(large, gradient, level + 1, larger=True)
-            rest = rest if rest is None else insert(small, rest, level + 1, larger=False)
-            total = total if rest is None else total + rest
+        large, small, total = split_extremes(gradients, self.level_of(count) + 1)
         # `large` ends with the value that the larger ones become, `small` with that of the smaller ones
         for ordered in (large, small):
             total = total + len(ordered) * ordered[-1] if ordered else total
         return total / count  # type: ignore[return-value]
+
+
+@updates.register(
+    "trimmed",
+    summary="Mean of the examples' gradients without the extreme ones of each coordinate",
+    paper="Yin et al. 2018, arXiv 1803.01498",
+    search={"level": ("choice", [1, 2, 4])},
+)
+class Trimmed(OrderedExtremes):
+    """The mean, in each coordinate, of all but the `level` largest and smallest values."""
+
+    name = "trimmed"
+
+    def robust_mean(self, gradients: Iterator[Tensor], count: int) -> Tensor:
+        level = self.level_of(count)
+        _, _, total = split_extremes(gradients, level)
+        return total / (count - 2 * level)  # type: ignore[return-value]
+
+
+@updates.register(
+    "sign-agreement",
+    summary="Mean of the examples' gradients where enough of them agree on its sign",
+    paper="Parascandolo et al. 2021, arXiv 2009.00329",
+    search={"threshold": ("uniform", 0.0, 0.6)},
+)
+class SignAgreement(GroupGradients):
+    """The mean, zero in coordinates where |mean sign| is below `threshold`, in [0, 1].
+
+    Of k groups whose signs are chance, |mean sign| is about 0.8 / sqrt(k): choose the threshold above it.
+    """
+
+    name = "sign-agreement"
+
+    def __init__(self, threshold: float = 0.3, groups: int | None = None, seed: int = 0):
+        super().__init__(groups, seed)
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold {threshold}", "is not in [0, 1]", "Give a share of agreement.")
+        self.threshold = threshold
+
+    def robust_mean(self, gradients: Iterator[Tensor], count: int) -> Tensor:
+        total = signs = None
+        for gradient in gradients:
+            total = gradient if total is None else total + gradient
+            signs = gradient.sign() if signs is None else signs + gradient.sign()
+        agreed = signs.abs() >= self.threshold * count - 1e-6  # type: ignore[union-attr]
+        return total * agreed / count  # type: ignore[operator]
 
 
 @updates.register(
