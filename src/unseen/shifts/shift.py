@@ -78,7 +78,7 @@ class Shift:
         if self.group is not None:
             self.group = torch.as_tensor(np.asarray(self.group), dtype=torch.int64)
         if self.weight is not None:
-            self.weight = torch.as_tensor(np.array(self.weight), dtype=torch.float32)
+            self.weight = torch.from_numpy(np.asarray(self.weight).astype(np.float32))
             if not bool(torch.isfinite(self.weight).all()) or bool((self.weight < 0).any()):
                 raise InputError(
                     f"shift {self.name!r}", "has weights below 0 or missing", "Give finite numbers from 0."
