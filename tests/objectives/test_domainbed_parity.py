@@ -24,7 +24,7 @@ from unseen.networks import Network
 from unseen.networks.domain_context import ContextFeaturizer, MarginalFeaturizer
 from unseen.objectives import Objective
 from unseen.objectives.adrmx import contrast
-from unseen.objectives.sagnet import randomise_content, randomise_style
+from unseen.objectives.sagnet import content_and_style, randomise_content, randomise_style
 from unseen.objectives.transfer import adversarial_head
 from unseen.registry import objectives, updates
 from unseen.shifts import Batch
@@ -442,10 +442,9 @@ def test_sagnet_has_the_gradients_of_its_three_turns_in_one_step(bed, patch):
     patch.setattr(torch, "rand", lambda *_: share)
     patch.setattr(torch, "randperm", lambda *_: order)
     features = torch.randn(count, 8)
-    torch.testing.assert_close(
-        randomise_style(features, order, share), algorithm.randomize(features, "style")
-    )
-    torch.testing.assert_close(randomise_content(features, order), algorithm.randomize(features, "content"))
+    parts = content_and_style(features)
+    torch.testing.assert_close(randomise_style(*parts, order, share), algorithm.randomize(features, "style"))
+    torch.testing.assert_close(randomise_content(*parts, order), algorithm.randomize(features, "content"))
 
     network = Network(copy.deepcopy(algorithm.network_f), 8, CLASSES)
     network.head.load_state_dict(algorithm.network_c.state_dict())

@@ -7,7 +7,7 @@ from torch import nn
 
 from unseen.errors import InputError
 from unseen.networks import Network
-from unseen.objectives.sagnet import SagNet, randomise_content, randomise_style, style
+from unseen.objectives.sagnet import SagNet, content_and_style, randomise_content, randomise_style
 from unseen.shifts import Batch
 from unseen.shifts.sampling import derive_seed
 
@@ -55,12 +55,12 @@ def test_each_term_trains_whom_it_should(model, batch, built):
 
 def test_own_style_changes_nothing_and_the_partners_replaces_it(generator):
     features = torch.randn(6, 5, generator=generator).double()
-    partner = torch.arange(6).roll(1)
-    torch.testing.assert_close(randomise_style(features, partner, torch.ones(6, 1).double()), features)
-    swapped = randomise_style(features, partner, torch.zeros(6, 1).double())
-    torch.testing.assert_close(style(swapped)[0], style(features)[0][partner])
-    torch.testing.assert_close(style(swapped)[1], style(features)[1][partner], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(randomise_content(features, torch.arange(6)), features)
+    partner, parts = torch.arange(6).roll(1), content_and_style(features)
+    torch.testing.assert_close(randomise_style(*parts, partner, torch.ones(6, 1).double()), features)
+    swapped = randomise_style(*parts, partner, torch.zeros(6, 1).double())
+    for found, expected in zip(content_and_style(swapped)[1:], parts[1:], strict=True):
+        torch.testing.assert_close(found, expected[partner], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(randomise_content(*parts, torch.arange(6)), features)
 
 
 def test_the_class_is_kept_in_content_and_driven_out_of_style(generator):

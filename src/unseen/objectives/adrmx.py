@@ -47,7 +47,8 @@ def partners_across_domains(labels: Tensor, domain: Tensor, order: Tensor) -> tu
     It is the next such example after one's own place in `order` (B,), a permutation, read in a circle.
     """
     count = len(labels)
-    distance = (order - order.unsqueeze(1)) % count
+    distance = order - order.unsqueeze(1)
+    distance = torch.where(distance < 0, distance + count, distance)
     allowed = (labels.unsqueeze(1) == labels) & (domain.unsqueeze(1) != domain)
     nearest = distance.masked_fill(~allowed, count).min(1)
     return nearest.indices, nearest.values < count

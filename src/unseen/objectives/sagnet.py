@@ -19,28 +19,28 @@ from unseen.shifts.sampling import derive_seed
 EPSILON = 1e-5  # added to variances, as normalisation layers do
 
 
-def style(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (B, 1) of each example's features (B, F): what instance normalisation takes away."""
-    return features.mean(1, keepdim=True), (features.var(1, keepdim=True) + EPSILON).sqrt()
+def content_and_style(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each example's features (B, F) as content (B, F) of mean 0 and variance 1, mean and variance (B, 1)."""
+    variance, mean = torch.var_mean(features, 1, keepdim=True)
+    variance = variance + EPSILON
+    return (features - mean) * variance.rsqrt(), mean, variance
 
 
-def randomise_style(features: Tensor, partner: Tensor, share: Tensor) -> Tensor:
-    """(B, F) each example's content in a style between its own and its partner's (equation 2).
+def randomise_style(
+    content: Tensor, mean: Tensor, variance: Tensor, partner: Tensor, share: Tensor
+) -> Tensor:
+    """(B, F) each content in a style between its own and its partner's (equation 2).
 
     Means and variances are mixed by `share` (B, 1) of its own and 1 - share of the partner's (B,) position.
     """
-    mean, deviation = style(features)
-    other_mean, other_deviation = mean[partner], deviation[partner]
-    mixed_mean = share * mean + (1 - share) * other_mean
-    mixed_variance = share * deviation.square() + (1 - share) * other_deviation.square()
-    return (features - mean) / deviation * mixed_variance.sqrt() + mixed_mean
+    mixed_mean = share * mean + (1 - share) * mean[partner]
+    mixed_variance = share * variance + (1 - share) * variance[partner]
+    return content * mixed_variance.sqrt() + mixed_mean
 
 
-def randomise_content(features: Tensor, partner: Tensor) -> Tensor:
+def randomise_content(content: Tensor, mean: Tensor, variance: Tensor, partner: Tensor) -> Tensor:
     """(B, F) the partner's content, a constant for the gradient, in each example's own style (equation 4)."""
-    mean, deviation = style(features)
-    content = ((features - mean) / deviation).detach()
-    return content[partner] * deviation + mean
+    return content.detach()[partner] * variance.sqrt() + mean
 
 
 @objectives.register(
@@ -84,8 +84,9 @@ class SagNet(Objective):
         wide = full_precision(features)
         share, styles, contents = self.random(batch.step, wide)
         with torch.autocast(features.device.type, enabled=False):
-            in_styles = randomise_style(wide, styles, share).to(features.dtype)
-            of_contents = randomise_content(wide, contents).to(features.dtype)
+            parts = content_and_style(wide)
+            in_styles = randomise_style(*parts, styles, share).to(features.dtype)
+            of_contents = randomise_content(*parts, contents).to(features.dtype)
         content = example_losses(model.head(in_styles), batch).mean()
         style = example_losses(self.style_head(of_contents.detach()), batch).mean()
         frozen = self.style_head.weight.detach(), self.style_head.bias.detach()
