@@ -69,6 +69,10 @@ def run(
         list[str] | None, typer.Option(help="Domain to hold out (repeat for several). Default: each in turn.")
     ] = None,
     after: Annotated[str | None, typer.Option(help="Hold out rows with a later time.")] = None,
+    unlabelled: Annotated[
+        float | None,
+        typer.Option(help="Share of the unseen rows given to training without labels, and not judged."),
+    ] = None,
     learners: Annotated[
         str, typer.Option(help="Learners, separated by commas; + combines: irm,hgp+sam+swad.")
     ] = "erm,coral,groupdro,erm+swad",
@@ -113,6 +117,7 @@ def run(
     with _warnings_told(console):
         _load_plugins(plugin)
         _check_before_training(folder, detector, coverage, engine, workers, hardware)
+        _check_unlabelled(unlabelled, unseen, after)
         with _said(console, f"opening {data}"):
             given = {"label": label, "domain": domain, "group": group, "time": time, "text": text}
             shift = open_shift(
@@ -133,6 +138,7 @@ def run(
             _split(learners),
             unseen=unseen or None,
             after=after,
+            unlabelled=unlabelled,
             seeds=seeds,
             search=search,
             rule=rule,
@@ -165,6 +171,18 @@ def _check_before_training(
     check_engine(engine, workers)
     hardware.fabric()
     require_replaceable(folder / "model")
+
+
+def _check_unlabelled(unlabelled: float | None, unseen: list[str] | None, after: str | None) -> None:
+    from unseen.errors import InputError
+
+    if unlabelled is not None and not unseen and after is None:
+        raise InputError(
+            "--unlabelled",
+            "was given without --unseen or --after: the model to deploy would be trained on every domain, and "
+            "there would be no unlabelled examples of the next one",
+            "Name the domain whose inputs you have with --unseen.",
+        )
 
 
 def _execute(study: Any, folder: Path, engine: str, workers: int | None, hardware: Any, console: Any) -> None:

@@ -24,6 +24,8 @@ def python_snippet(results: Results) -> str:
         options.append(f"unseen={list(results.asked[0])!r}")
     if plan["after"] is not None:
         options.append(f"after={plan['after']!r}")
+    if plan.get("unlabelled") is not None:
+        options.append(f"unlabelled={plan['unlabelled']!r}")
     options += [f"{name}={plan[name]!r}" for name in ("seeds", "search", "rule", "detectors", "validation")]
     arguments = "".join(f"    {option},\n" for option in options)
     return (

@@ -26,7 +26,12 @@ def train_for_deployment(
     """
     choice, plan = results.choice, results.plan
     every = len(results.asked) > 1
-    split = shift.split(() if every else results.asked[0], after=after, validation=plan["validation"], seed=0)
+    options = {"after": after, "validation": plan["validation"], "seed": 0}
+    split = (
+        shift.split(**options)
+        if every
+        else shift.split(results.asked[0], unlabelled=plan.get("unlabelled"), **options)
+    )
     data = TrainingData(split, choice.learner.backbone)
     predictor = fit(choice.learner, split, seed=0, data=data, hardware=hardware)
     train, validation = (data.bank(predictor.network, role) for role in ("train", "validation"))

@@ -128,12 +128,16 @@ class _Data:
         self._made: dict[Any, TrainingData] = {}
 
     def of(self, cell: Cell) -> TrainingData:
-        key = (cell.unseen, cell.after, cell.validation, cell.seed, cell.learner.backbone)
+        key = (cell.unseen, cell.after, cell.validation, cell.unlabelled, cell.seed, cell.learner.backbone)
         if key not in self._made:
             if self.most is not None and len(self._made) >= self.most:
                 self._made.pop(next(iter(self._made)))
             split = self.shift.split(
-                cell.unseen, after=cell.after, validation=cell.validation, seed=cell.seed
+                cell.unseen,
+                after=cell.after,
+                validation=cell.validation,
+                unlabelled=cell.unlabelled,
+                seed=cell.seed,
             )
             self._made[key] = TrainingData(split, cell.learner.backbone)
         return self._made[key]

@@ -41,11 +41,14 @@ class Cell:
     shift_key: str
     after: Any = None
     validation: float = 0.2
+    unlabelled: float | None = None
 
     @cached_property
     def key(self) -> str:
         """Hash of everything that decides the result."""
         parts = [self.learner.key, self.unseen, self.seed, self.shift_key, str(self.after), self.validation]
+        if self.unlabelled is not None:
+            parts.append(self.unlabelled)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
@@ -57,6 +60,7 @@ class Plan:
     after      hold out what is later than this, besides (or instead of) whole domains
     rule       how hyperparameters are selected
     detectors  scored on every cell
+    unlabelled share of the unseen examples that training sees without labels and that do not judge, or None
     """
 
     shift: Shift
@@ -68,6 +72,7 @@ class Plan:
     detectors: tuple[str, ...] = DETECTORS
     after: Any = None
     validation: float = 0.2
+    unlabelled: float | None = None
     cells: tuple[Cell, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -83,6 +88,7 @@ class Plan:
         rule: Rule = "id-validation",
         detectors: Sequence[str] = DETECTORS,
         validation: float = 0.2,
+        unlabelled: float | None = None,
         **settings: Any,
     ) -> Plan:
         """Plan a study; every name is checked here, before anything is trained.
@@ -115,12 +121,12 @@ class Plan:
                 f"has one domain only ({shift.domains[0]!r})",
                 "Judging generalization needs at least two: check the domain column or folder layout.",
             )
+        options: dict[str, Any] = {"after": after, "validation": validation, "unlabelled": unlabelled}
         for names in held_out:
-            shift.split(names, after=after, validation=validation)  # raises on unknown names, absent classes
+            shift.split(names, **options)  # raises on unknown names, absent classes
         fewest_left = max(_held_out_sets(shift, held_out, rule), key=len)
         for learner in made:
-            check_learner(learner, shift.split(fewest_left, after=after, validation=validation))
-        options: dict[str, Any] = {"after": after, "validation": validation}
+            check_learner(learner, shift.split(fewest_left, **options))
         cells: list[Cell] = []
         for learner in made:
             for draw in range(search + 1):
@@ -164,6 +170,7 @@ class Plan:
             "search": self.search,
             "rule": self.rule,
             "validation": self.validation,
+            "unlabelled": self.unlabelled,
             "detectors": list(self.detectors),
         }
 
