@@ -80,11 +80,10 @@ class UDIMReproduction(Reproduction):
         f"Adam (1e-3), batch {BATCH}; UDIM after {WARMUP} steps of SAM, without going back to their best state. "
         "Pixel or style perturbation is chosen on 300 other digits under an occlusion. Second task: handwritten, "
         "scanned (optdigits) and printed digits, 500 each, one left out in turn. The same length of the pixels' move "
-        "for UDIM and for adversarial training. Chosen by accuracy under occlusion on a seed that is not judged: SAM's rho "
-        "(.62, .74, .72 at 0.05, 0.2, 0.5), the pixels' move (UDIM .67, .70, .69, adversarial training .63, .64, .65 at "
-        "0.1, 0.2, 0.4), the style's (.67, .70 at 0.4, 0.8). Weights of UDIM's terms are the paper's; three times as "
-        "large they did better there (.84 after .81).",
-,
+        "for UDIM and for adversarial training. Chosen by accuracy under occlusion on a seed that is not judged: "
+        "SAM's rho (.62, .74, .72 at 0.05, 0.2, 0.5) and, on SAM of 0.05, the pixels' move (UDIM .67, .70, .69, "
+        "adversarial training .63, .64, .65 at 0.1, 0.2, 0.4) and the style's (.67, .70 at 0.4, 0.8). The weights of "
+        "UDIM's terms are the paper's; three times as large they did better there (.84 after .81).",
         not_here="PACS, OfficeHome, DomainNet and CIFAR-10-C with a pretrained ResNet, the best state of the warm-up, "
         "and a search over radii and weights for every method; equal time is a longer training of SAM.",
         full="PACS or any folder domain/class/image ($UNSEEN_IMAGES, default $UNSEEN_DATA/PACS), each domain left out "
