@@ -10,6 +10,7 @@ import torch
 from unseen.errors import InputError
 from unseen.networks import build_network
 from unseen.networks.low_rank import low_rank_updates, parameter_counts
+from unseen.registry import Spec
 from unseen.shifts.arrays import from_arrays
 from unseen.training import Learner, fit
 from unseen.training.model_folder import load, save
@@ -64,6 +65,7 @@ def test_a_saved_model_needs_no_weights_file(tuned, split, tmp_path):
     images = split.shift.inputs[:20]
     assert tuned.predict(images).equals(loaded.predict(images))
     assert "weights" not in loaded.network.spec.options
+    assert Spec.of(str(loaded.network.spec)) == loaded.network.spec == tuned.network.spec
 
 
 def test_pickled_and_copied_networks_compute_the_same(tuned, generator):

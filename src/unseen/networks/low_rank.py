@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from unseen.errors import InputError, nearest
 
 QUERY_AND_VALUE = ("q", "v")
-_SYNONYMS = {f"{long}": short for short, long in (("q", "query"), ("k", "key"), ("v", "value"))}
+_SYNONYMS = {"query": "q", "key": "k", "value": "v"}
 _SYNONYMS |= {f"{part}_{ending}": part for part in "qkv" for ending in ("proj", "lin")}
 _FUSED = {"qkv", "in_proj", "c_attn", "Wqkv"}
 """Modules whose outputs are those of query, key and value, one after the other. GPT-NeoX' `query_key_value` is not
