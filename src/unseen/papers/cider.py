@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from unseen.measures.missing_features import missing_rate_curve
+from unseen.measures.missing_rates import missing_rate_curve
 from unseen.networks import Network, build_network
 from unseen.networks.counterfactual import CounterfactualDebias, bias_tokens, only_tokens
 from unseen.objectives.cider import set_prototypes
