@@ -7,13 +7,15 @@ A method is registered with `unseen.registry.merging` and has the form
 `tensors` are the models' tensors, one a model, floating point and of one shape; it may be walked through more
 than once, but each walk may read from disk. `base` is what the models were tuned from: without a default it is
 needed, with one it is optional, left out it is not used. `generator` is given to methods that draw. Options
-annotated `PerModel` are one number for all models or one a model; others are the same for all models.
+annotated `PerModel` are one number for all models or one a model; others are the same for all models. A method
+marked `elementwise` is called with stretches of flattened tensors when it streams.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -61,6 +63,14 @@ class Method:
     def weighs_by_fisher(self) -> bool:
         return "fisher" in self._parameters
 
+    @functools.cached_property
+    def elementwise(self) -> bool:
+        """Whether each number is merged by itself, so that tensors can be merged a stretch at a time."""
+        options = {**self.entry.options(), **self.options}
+        return (
+            getattr(self.entry.target, "elementwise", False) and options.get("sparsifier", "none") == "none"
+        )
+
     def option_names(self) -> list[str]:
         return [name for name in self.entry.options() if name not in CONTEXT]
 
@@ -80,9 +90,15 @@ class Method:
     def __call__(self, tensors: Sequence[Tensor], **context: Any) -> Tensor:
         return self.entry.target(tensors, **{**self.entry.preset, **self.options, **context})
 
-    @property
+    @functools.cached_property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(self.entry.target).parameters
+
+
+def elementwise(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Mark a method that merges each number by itself (as far as it does not sparsify)."""
+    method.elementwise = True  # type: ignore[attr-defined]
+    return method
 
 
 def per_model(name: str, value: PerModel, count: int) -> list[float]:

@@ -47,8 +47,12 @@ class TensorInfo:
     dtype: torch.dtype
 
     @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.count * self.dtype.itemsize
 
 
 class Checkpoint:
@@ -60,7 +64,12 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """The tensor; it may be the caller's own memory: don't change it in place."""
-        raise TypeError(f"{type(self).__name__} must define read")
+        info = self.tensors[name]
+        return self.read_range(name, 0, info.count).reshape(info.shape)
+
+    def read_range(self, name: str, first: int, last: int) -> Tensor:
+        """Entries [first, last) of the flattened tensor."""
+        raise TypeError(f"{type(self).__name__} must define read_range")
 
     def files(self) -> list[Path]:
         """What it is read from."""
@@ -83,8 +92,8 @@ class StateDictCheckpoint(Checkpoint):
         self.label, self._state = label, state
         self.tensors = {name: TensorInfo(tuple(v.shape), v.dtype) for name, v in state.items()}
 
-    def read(self, name: str) -> Tensor:
-        return self._state[name].detach()
+    def read_range(self, name: str, first: int, last: int) -> Tensor:
+        return self._state[name].detach().reshape(-1)[first:last]
 
     def aliases(self) -> dict[str, str]:
         first: dict[Any, str] = {}
@@ -117,19 +126,19 @@ class SafetensorsCheckpoint(Checkpoint):
                 )
         self.tensors = tensors
 
-    def read(self, name: str) -> Tensor:
+    def read_range(self, name: str, first: int, last: int) -> Tensor:
         path, start = self._where[name]
-        info = self.tensors[name]
-        raw = torch.empty(info.bytes, dtype=torch.uint8)
+        dtype = self.tensors[name].dtype
+        raw = torch.empty((last - first) * dtype.itemsize, dtype=torch.uint8)
         view, filled = memoryview(raw.numpy()), 0
         with path.open("rb", buffering=0) as file:
-            file.seek(start)
-            while filled < info.bytes:  # a single read stops at 2 GB
+            file.seek(start + first * dtype.itemsize)
+            while filled < len(raw):  # a single read stops at 2 GB
                 count = file.readinto(view[filled:])
                 if not count:
                     raise InputError(f"file {str(path)!r}", "ended early", "Was it changed meanwhile?")
                 filled += count
-        return raw.view(info.dtype).reshape(info.shape)
+        return raw.view(dtype)
 
     def files(self) -> list[Path]:
         return self._files

@@ -1,4 +1,4 @@
-"""`unseen merge`: recipes, or models and a method, on the command line."""
+"""`unseen merge`: recipes, or models and a method. A part of the command line that stands beside what it calls."""
 
 from __future__ import annotations
 
@@ -81,14 +81,13 @@ def _recipe(inputs: list[Path], chosen: dict[str, Any], extrapolate: bool) -> An
         method.check_option("weight")
         options["weight"] = _numbers(chosen["weights"])
     if chosen["t"] is not None:
-        names = [
-            name for name in ("t", "alpha") if name in method.option_names() and method.name != "ramplus_tl"
-        ]
-        if not names or method.name == "ram":
+        names = method.option_names()
+        name = "t" if "t" in names else "alpha" if {"alpha", "extrapolate"} <= set(names) else None
+        if name is None:
             raise InputError(
                 "-t", f"is not an option of method {method.name!r}", "Use slerp, wise_ft, nearswap."
             )
-        options[names[0]] = chosen["t"]
+        options[name] = chosen["t"]
     if extrapolate:
         method.check_option("extrapolate")
         options["extrapolate"] = True

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from unseen.errors import InputError
-from unseen.merging.base import PerModel, at_least, check_share, only_other, per_model
+from unseen.merging.base import PerModel, at_least, check_share, elementwise, only_other, per_model
 from unseen.registry import merging
 
 
 @merging.register(
     "linear", summary="Weighted mean of the weights", paper="Wortsman et al. 2022, arXiv 2203.05482"
 )
+@elementwise
 def linear(tensors: Sequence[Tensor], *, weight: PerModel = 1.0, normalize: bool = True) -> Tensor:
     """sum_k w_k theta_k, divided by sum_k w_k when `normalize`."""
     weights = per_model("weight", weight, len(tensors))
@@ -34,6 +35,7 @@ def linear(tensors: Sequence[Tensor], *, weight: PerModel = 1.0, normalize: bool
 @merging.register(
     "uniform_soup", summary="Plain mean of the weights", paper="Wortsman et al. 2022, arXiv 2203.05482"
 )
+@elementwise
 def uniform_soup(tensors: Sequence[Tensor]) -> Tensor:
     """sum_k theta_k / K (model soups, table 2)."""
     return linear(tensors)
@@ -44,6 +46,7 @@ def uniform_soup(tensors: Sequence[Tensor]) -> Tensor:
     summary="Line from the zero-shot or pretrained weights to the fine-tuned ones",
     paper="Wortsman et al. 2022, arXiv 2109.01903",
 )
+@elementwise
 def wise_ft(
     tensors: Sequence[Tensor], base: Tensor, *, alpha: float = 0.5, extrapolate: bool = False
 ) -> Tensor:
@@ -57,6 +60,7 @@ def wise_ft(
     summary="Mean of the weights, each entry weighted by its diagonal Fisher information",
     paper="Matena & Raffel 2022, arXiv 2111.09832",
 )
+@elementwise
 def fisher_weighted(
     tensors: Sequence[Tensor],
     fisher: Sequence[Tensor],
@@ -83,6 +87,7 @@ def fisher_weighted(
 
 
 @merging.register("passthrough", summary="One model's tensors as they are, or scaled: for stacking layers")
+@elementwise
 def passthrough(tensors: Sequence[Tensor], *, scale: PerModel = 1.0) -> Tensor:
     """scale * theta of the only model."""
     if len(tensors) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,15 +98,17 @@ def merge_tensor(
     Raises `InputError` when an input or the result has NaN.
     """
     context: dict[str, Any] = {}
+    check = not method.elementwise  # in a sum, NaN shows in the result: one look instead of one a model
     if method.base != "unused":
-        context["base"] = None if base is None else _Inputs([base], name)[0]
+        context["base"] = None if base is None else _Inputs([base], name, check)[0]
     if method.draws:
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         context["generator"] = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     if method.weighs_by_fisher:
-        context["fisher"] = _Inputs(fisher, name)
-    merged = method(_Inputs(tensors, name), **context)
+        context["fisher"] = _Inputs(fisher, name, check)
+    merged = method(_Inputs(tensors, name, check), **context)
     if _has_nan(merged):
+        list(_Inputs([*tensors, *([] if base is None else [base]), *fisher], name, check=True))
         raise InputError(
             f"tensor {name!r}", f"became NaN by method {method.name!r}", "Are there infinite weights?"
         )
@@ -155,8 +158,8 @@ def check_covers(diagonal: Checkpoint, model: Checkpoint) -> None:
 class _Inputs(Sequence[Tensor]):
     """Tensors of one name, read at each access, in the precision of the arithmetic."""
 
-    def __init__(self, reads: Sequence[Read], name: str):
-        self._reads, self._name = reads, name
+    def __init__(self, reads: Sequence[Read], name: str, check: bool):
+        self._reads, self._name, self._check = reads, name, check
 
     def __len__(self) -> int:
         return len(self._reads)
@@ -167,14 +170,14 @@ class _Inputs(Sequence[Tensor]):
     def __getitem__(self, index: Any) -> Any:
         tensor, label = self._reads[index]()
         tensor = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-        if _has_nan(tensor):
+        if self._check and _has_nan(tensor):
             raise InputError(f"tensor {self._name!r} of {label}", "has NaN", "Was its training lost?")
         return tensor
 
 
 def _has_nan(tensor: Tensor) -> bool:
     # one pass over the numbers; only a sum that is not finite is worth a closer look
-    return not bool(tensor.sum().isfinite()) and bool(tensor.isnan().any())
+    return not math.isfinite(float(tensor.sum())) and bool(tensor.isnan().any())
 
 
 def _reader(checkpoint: Checkpoint, name: str) -> Read:

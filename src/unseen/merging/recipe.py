@@ -73,10 +73,14 @@ class Recipe:
         method: str,
         *,
         base: str | Path | None = None,
+        fisher: Sequence[str | Path] | None = None,
         dtype: str | None = None,
         **options: Any,
     ) -> Recipe:
-        """From paths and options; a list as an option that may differ between models is one value a model."""
+        """From paths and options; a list as an option that may differ between models is one value a model.
+
+        `fisher` has the path of each model's diagonal, for method "fisher".
+        """
         chosen = Method.of(method)
         own: list[dict[str, Any]] = [{} for _ in models]
         shared = {}
@@ -91,6 +95,8 @@ class Recipe:
                     mapping[name] = each
             else:
                 shared[name] = value
+        for mapping, diagonal in zip(own, fisher or (), strict=False):
+            mapping["fisher"] = str(diagonal)
         sources = tuple(Source(str(m), None, p) for m, p in zip(models, own, strict=True))
         root = None if base is None else str(base)
         return cls(method, (Slice(sources),), root, shared, _dtype("dtype", dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unseen.errors import InputError
-from unseen.merging.base import at_least, only_other
+from unseen.merging.base import at_least, elementwise, only_other
 from unseen.registry import merging
 
 
@@ -17,6 +17,7 @@ from unseen.registry import merging
     summary="Takes the other model's entries where the two are near",
     paper="alchemonaut 2024, QuartetAnemoi-70B-t0.0001",
 )
+@elementwise
 def nearswap(tensors: Sequence[Tensor], base: Tensor, *, t: float = 1e-3) -> Tensor:
     """base + c (theta - base), c = min(1, t / |theta - base|): every entry moves by at most t >= 0."""
     if t < 0:

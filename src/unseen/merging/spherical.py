@@ -151,11 +151,14 @@ def karcher(tensors: Sequence[Tensor], *, max_iter: int = 10, tol: float = 1e-5)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
-    """Of the whole tensors, summed in float64; 0 when one of them is zero."""
-    norms = [float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (a, b)]
-    if min(norms) < 1e-8:
+    """Of the whole tensors, stretches of them summed in double precision; 0 when one of them is zero."""
+    products = [0.0, 0.0, 0.0]
+    for x, y in zip(a.reshape(-1).split(1 << 20), b.reshape(-1).split(1 << 20), strict=True):
+        for index, (left, right) in enumerate(((x, x), (y, y), (x, y))):
+            products[index] += float(torch.dot(left, right))
+    if min(products[:2]) < 1e-16:
         return 0.0
-    return max(-1.0, min(1.0, float((a * b).sum(dtype=torch.float64)) / (norms[0] * norms[1])))
+    return max(-1.0, min(1.0, products[2] / math.sqrt(products[0] * products[1])))
 
 
 def _unit(x: Tensor, floor: float) -> Tensor:

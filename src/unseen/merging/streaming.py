@@ -211,10 +211,11 @@ def _write_shards(
         path, part = folder / shard.name, folder / f".{shard.name}.part"
         if not path.exists():
             try:
-                with part.open("wb") as file:
+                with part.open("wb", buffering=0) as file:
                     file.write(_header(shard.jobs, expected))
                     for job in shard.jobs:
-                        _write(file, job.run(seed))
+                        for stretch in job.run(seed):
+                            _write(file, stretch)
                         written += job.info.bytes
                         if progress is not None:
                             progress(written, total)
@@ -253,7 +254,9 @@ def _header(jobs: list[Job], expected: str) -> bytes:
 def _write(file: Any, tensor: torch.Tensor) -> None:
     if tensor.numel():
         raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-        file.write(memoryview(raw.numpy()))
+        view, written = memoryview(raw.numpy()), 0
+        while written < len(view):  # a single write stops at 2 GB
+            written += file.write(view[written:])
 
 
 def _finish(made: Plan, shards: list[Shard], folder: Path, seed: int) -> None:

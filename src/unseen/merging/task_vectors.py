@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unseen.errors import InputError
-from unseen.merging.base import PerModel, one_of, per_model
+from unseen.merging.base import PerModel, elementwise, one_of, per_model
 from unseen.merging.sparsify import DEFAULTS, SPARSIFIERS, sparsify
 from unseen.registry import merging
 
@@ -68,6 +68,7 @@ CONSENSUS = ("none", "sum", "count", "unweighted")
     paper="Davari & Belilovsky 2023, arXiv 2312.06795",
     preset={"sparsifier": "outliers", "consensus": "sum"},
 )
+@elementwise
 def merge_task_vectors(
     tensors: Sequence[Tensor],
     base: Tensor,
