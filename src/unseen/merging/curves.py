@@ -1,0 +1,181 @@
+"""Scores along the way from one model to another: curves, barriers, gains, layer by layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unseen.averaging import StateDict, estimate_batch_statistics, has_batch_statistics, snapshot
+from unseen.errors import InputError, UnseenWarning
+from unseen.merging.base import check_share
+from unseen.merging.checkpoints import check_same_tensors, open_checkpoint
+
+ALPHAS = tuple(index / 10 for index in range(11))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores (higher is better) at the shares `alphas` of the way."""
+
+    alphas: tuple[float, ...]
+    scores: tuple[float, ...]
+
+    def barrier(self) -> float:
+        """Largest fall of the score below the straight line between the ends, at least 0 (arXiv 2110.06296)."""
+        return max(0.0, *(line - score for line, score in zip(self._line(), self.scores, strict=True)))
+
+    def gain(self) -> float:
+        """Best score minus that of the better end."""
+        return max(self.scores) - max(self.scores[self._first], self.scores[self._last])
+
+    def best(self) -> float:
+        """The share with the best score; the smallest of several."""
+        return min(self.alphas, key=lambda a: (-self.scores[self.alphas.index(a)], a))
+
+    def _line(self) -> list[float]:
+        low, high = self.scores[self._first], self.scores[self._last]
+        return [(1 - alpha) * low + alpha * high for alpha in self.alphas]
+
+    @property
+    def _first(self) -> int:
+        return self._index(0.0)
+
+    @property
+    def _last(self) -> int:
+        return self._index(1.0)
+
+    def _index(self, alpha: float) -> int:
+        if alpha not in self.alphas:
+            raise InputError("curve", f"has no score at {alpha:g}", "Measure both ends.")
+        return self.alphas.index(alpha)
+
+
+@torch.no_grad()
+def interpolate(
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    alpha: float | Mapping[str, float],
+    *,
+    extrapolate: bool = False,
+    into: StateDict | None = None,
+) -> StateDict:
+    """(1 - alpha) a + alpha b; `alpha` is one share, or one for each name (absent: 0).
+
+    What is not floating point is a's. `into`, a state of the same form, is overwritten and returned.
+    """
+    shares = alpha if isinstance(alpha, Mapping) else dict.fromkeys(a, alpha)
+    for share in set(shares.values()):
+        check_share("alpha", share, extrapolate)
+    if into is None:
+        into = {name: torch.empty_like(value) for name, value in a.items()}
+    for name, value in a.items():
+        share = shares.get(name, 0.0)
+        if share and value.is_floating_point():
+            torch.lerp(value, b[name].to(value), share, out=into[name])
+        else:
+            into[name].copy_(value)
+    return into
+
+
+def interpolation_curve(
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    evaluate: Callable[[StateDict], float],
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    extrapolate: bool = False,
+    model: nn.Module | None = None,
+    batches: Callable[[], Iterable[Any]] | None = None,
+) -> Curve:
+    """Score of (1 - alpha) a + alpha b at each share (WiSE-FT, arXiv 2109.01903; mode connectivity).
+
+    One evaluation a share, and one state beside a and b, which every share overwrites: copy what you keep.
+    Averaged weights have other batch statistics: with `model` and `batches` (its inputs) they are estimated
+    anew at each share, the ends included, in the model, whose state is then what is evaluated and, at the end,
+    what it was before.
+    """
+    _check(a, b, model, batches)
+    buffer: StateDict = {}
+    scores = []
+    with _restored(model):
+        for alpha in alphas:
+            state = interpolate(a, b, alpha, extrapolate=extrapolate, into=buffer or None)
+            buffer = state
+            scores.append(float(evaluate(_with_statistics(state, model, batches))))
+    return Curve(tuple(float(alpha) for alpha in alphas), tuple(scores))
+
+
+def layerwise_curves(
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    evaluate: Callable[[StateDict], float],
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    groups: Callable[[str], str] | None = None,
+    anchor: str = "a",
+    model: nn.Module | None = None,
+    batches: Callable[[], Iterable[Any]] | None = None,
+) -> dict[str, Curve]:
+    """A curve for each group of tensors: only that group moves from a to b, the others stay at `anchor`.
+
+    groups  the group of a tensor's name; default the module that holds it
+    anchor  "a" or "b"
+
+    Evaluations: groups x alphas.
+    """
+    if anchor not in ("a", "b"):
+        raise InputError("anchor", f"is {anchor!r}", "Give 'a' or 'b'.")
+    _check(a, b, model, batches)
+    group_of = {name: groups(name) if groups else name.rpartition(".")[0] for name in a}
+    resting = 0.0 if anchor == "a" else 1.0
+    buffer: StateDict | None = None
+    curves = {}
+    with _restored(model):
+        for group in dict.fromkeys(group_of.values()):
+            scores = []
+            for alpha in alphas:
+                shares = {name: alpha if group_of[name] == group else resting for name in a}
+                buffer = interpolate(a, b, shares, into=buffer)
+                scores.append(float(evaluate(_with_statistics(buffer, model, batches))))
+            curves[group] = Curve(tuple(alphas), tuple(scores))
+    return curves
+
+
+def _check(a: Mapping[str, Tensor], b: Mapping[str, Tensor], model: Any, batches: Any) -> None:
+    check_same_tensors([open_checkpoint(a, "state a"), open_checkpoint(b, "state b")])
+    if (model is None) != (batches is None):
+        raise InputError("model and batches", "come together", "Give both, or neither.")
+    if model is None and any(name.endswith("running_mean") for name in a):
+        warnings.warn(
+            "the states have batch statistics, which are wrong between the ends: give model and batches",
+            UnseenWarning,
+            stacklevel=3,
+        )
+
+
+def _with_statistics(state: StateDict, model: nn.Module | None, batches: Any) -> StateDict:
+    if model is None:
+        return state
+    model.load_state_dict(state)
+    if has_batch_statistics(model):
+        estimate_batch_statistics(model, batches)
+    return model.state_dict()
+
+
+class _restored:
+    """Within, the model's state may change."""
+
+    def __init__(self, model: nn.Module | None):
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._before = None if self._model is None else snapshot(self._model)
+
+    def __exit__(self, *_: object) -> None:
+        if self._model is not None and self._before is not None:
+            self._model.load_state_dict(self._before)
