@@ -12,7 +12,7 @@ from unseen.networks import build_network
 from unseen.networks.low_rank import low_rank_updates, parameter_counts
 from unseen.registry import Spec
 from unseen.shifts.arrays import from_arrays
-from unseen.training import Learner, fit
+from unseen.training import Learner, Predictor, fit
 from unseen.training.model_folder import load, save
 
 SHAPE = (1, 8, 8)
@@ -78,6 +78,7 @@ def test_pickled_and_copied_networks_compute_the_same(tuned, generator):
     torch.testing.assert_close(merged(x), network(x), rtol=1e-4, atol=1e-5)
     assert not low_rank_updates(merged) and low_rank_updates(network)
     assert torch.equal(pickle.loads(pickle.dumps(merged))(x), merged(x))
+    assert torch.equal(merged.merged()(x), merged(x))
 
 
 def test_merged_weights_are_those_of_the_base_network(tuned, generator):
@@ -94,15 +95,20 @@ def test_weights_of_a_file(pretrained, generator):
     assert torch.equal(network.featurizer(x), load(pretrained).network.train().featurizer(x))
 
 
-def test_onnx(tuned, split, tmp_path):
-    pytest.importorskip("onnx"), pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    from unseen.training.onnx_export import export_onnx
-
-    path = export_onnx(tuned, tmp_path / "model.onnx")
+@pytest.mark.parametrize("merged", [False, True])
+def test_onnx(merged, tuned, split, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="extra `onnx` is absent")
+    pytest.importorskip("onnxscript", reason="extra `onnx` is absent")
+    runtime = pytest.importorskip("onnxruntime", reason="extra `onnx` is absent")
+    network = tuned.network.merged() if merged else tuned.network
+    predictor = Predictor(network, tuned.preprocessing, tuned.classes)
+    path = predictor.export_onnx(tmp_path / "model.onnx")
     images = split.shift.inputs[:5]
     (logits,) = runtime.InferenceSession(path).run(["logits"], {"x": np.asarray(images)})
     np.testing.assert_allclose(logits, tuned.outputs(images).logits.numpy(), atol=1e-4)
+    if merged:
+        stored = [weights.name for weights in onnx.load(path).graph.initializer]
+        assert stored and not [name for name in stored if "parametrizations" in name]
 
 
 def test_convolutions_of_a_pretrained_backbone(generator):

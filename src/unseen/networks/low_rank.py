@@ -3,7 +3,7 @@
 An update is a parametrization of the weight, W + scale * sum_i B_i A_i, not a module beside it. So it also reaches
 weights that no module applies by itself (`nn.MultiheadAttention` hands its own to a fused kernel), and the names
 of a merged model are those of the model before. The price is the gradient of the full weight, which autograd forms
-on the way to the factors: for the query and value of a transformer about a tenth of a training step.
+on the way to the factors: for the query and value of a transformer a twelfth of the products of a training step.
 """
 
 from __future__ import annotations

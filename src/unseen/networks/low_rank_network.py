@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unseen.errors import InputError
 from unseen.networks.base import Network, build_network
-from unseen.networks.low_rank import QUERY_AND_VALUE, inject_low_rank, merge_low_rank
+from unseen.networks.low_rank import QUERY_AND_VALUE, inject_low_rank, low_rank_updates, merge_low_rank
 from unseen.registry import Spec, networks
 
 
@@ -24,10 +24,15 @@ class LowRankNetwork(Network):
     input_shape: Any
 
     def merged(self) -> Self:
-        """A copy without updates: what they do is in its weights, and its names are those of the base network."""
+        """A copy without updates: what they do is in its weights, all of which are trainable again.
+
+        Its names are those of the base network. (ONNX export needs the gradients: without any, PyTorch's transformer
+        layers call a fused kernel that ONNX does not know.)
+        """
         twin = copy.deepcopy(self)
-        merge_low_rank(twin)
-        return twin
+        if low_rank_updates(twin):
+            merge_low_rank(twin)
+        return twin.requires_grad_(True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
