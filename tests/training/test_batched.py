@@ -129,6 +129,12 @@ def test_numbers_that_code_branches_on_are_shared_by_a_program(data: list[Traini
     _assert_same(runs)
 
 
+def test_settings_that_shape_an_objective_are_shared_by_a_program(data: list[TrainingData]) -> None:
+    runs = _grid([SMALL.replace(objective=f"dann(width={width})") for width in (8, 16)], data)
+    assert [len(group) for group in group_runs(runs)] == [4, 4]
+    _assert_same(runs)
+
+
 @pytest.mark.parametrize("averaging", [None, "swa"])
 def test_a_run_out_of_patience_stops_and_the_others_go_on(averaging, data: list[TrainingData]) -> None:
     learners = [SMALL.replace(patience=p, evaluations=15, averaging=averaging) for p in (1, 3, None)]

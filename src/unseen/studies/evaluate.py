@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from unseen.detection.metrics import ood_metrics
+from unseen.detection import Detector
 from unseen.errors import InputError
-from unseen.measures.accuracy_estimates import estimate_accuracy
-from unseen.measures.calibration import calibration_error, negative_log_likelihood
-from unseen.measures.coverage import aurc, threshold_at_coverage
+from unseen.measures.calibration import calibration_error
 from unseen.networks import Bank, Network
 from unseen.registry import detectors
 from unseen.training.data import Role, TrainingData
@@ -21,14 +19,13 @@ ROLES: tuple[Role, ...] = ("validation", "unseen")
 
 
 def evaluate(
-    network: Network, data: TrainingData, detector_names: tuple[str, ...], coverage: float = 0.95
+    network: Network, data: TrainingData, detector_names: tuple[str, ...]
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Metrics (records for the store) and per-example outputs of one trained network.
 
-    validation, unseen  accuracy, loss, calibration error; accuracy by class and by group; per domain and
-                        over all domains of the role
-    unseen              estimates of the accuracy that use no label of the domain (`estimate/...`); AUROC and
-                        FPR@95 of each detector against ID validation, and the share it accepts at `coverage`
+    The metrics, on ID validation and unseen rows, per domain and over all domains of the role: accuracy, loss,
+    calibration error; accuracy by class and by group. The outputs are the rows, their logits and, where there
+    are unseen rows, each detector's score: `Results` computes all else from them, for the cells that it shows.
     """
     banks: dict[str, Bank] = {str(role): data.bank(network, role) for role in ROLES}
     arrays: dict[str, np.ndarray] = {}
@@ -36,82 +33,66 @@ def evaluate(
     for role, bank in banks.items():
         arrays[f"{role}/rows"] = np.asarray(bank.ids)
         arrays[f"{role}/logits"] = bank.logits.numpy()
-        for domain, part in _by_domain(bank):
-            records += _performance(part, role, domain, data)
+        if len(bank):
+            records += _performance(bank, role, data)
     if len(banks["unseen"]):
-        scores = _familiarity(network, data, banks, detector_names)
-        for name, (validation, unseen) in scores.items():
-            arrays[f"validation/score/{name}"], arrays[f"unseen/score/{name}"] = validation, unseen
-        records += _unseen_records(banks, scores, coverage)
+        for name in detector_names:
+            for role, score in zip(ROLES, _familiarity(name, network, data, banks), strict=True):
+                arrays[f"{role}/score/{name}"] = score
     return records, arrays
 
 
-def _by_domain(bank: Bank) -> list[tuple[str, Bank]]:
-    if not len(bank):
-        return []
-    assert bank.domain is not None
-    parts = [(bank.domains[i], bank.take(bank.domain == i)) for i in bank.domain.unique().tolist()]
-    return [*parts, (EVERY_DOMAIN, bank)]
-
-
-def _performance(bank: Bank, role: str, domain: str, data: TrainingData) -> list[dict[str, Any]]:
-    assert bank.labels is not None
-    shift, probabilities = data.split.shift, bank.probabilities
-    common = {"role": role, "domain": domain, "n": len(bank)}
-    records = [
-        {**common, "metric": "accuracy", "value": float(bank.correct.float().mean())},
-        {**common, "metric": "loss", "value": negative_log_likelihood(probabilities, bank.labels)},
-        {**common, "metric": "calibration error", "value": calibration_error(probabilities, bank.labels)},
-    ]
-    categories = [("class", shift.classes, bank.labels)]
+def _performance(bank: Bank, role: str, data: TrainingData) -> list[dict[str, Any]]:
+    assert bank.labels is not None and bank.domain is not None
+    shift, labels, domain = data.split.shift, bank.labels.numpy(), bank.domain.numpy()
+    probabilities, correct = bank.probabilities.double().numpy(), bank.correct.numpy()
+    # as `negative_log_likelihood`, whose mean it is
+    losses = -np.log(probabilities[np.arange(len(labels)), labels].clip(np.finfo(np.float32).tiny))
+    categories = [("class", shift.classes, labels)]
     if shift.group is not None:
-        categories.append(("group", shift.groups, shift.group[bank.ids]))
-    for kind, names, values in categories:
-        for index in values.unique().tolist():
-            inside = values == index
-            value = float(bank.correct[inside].float().mean())
-            count = {**common, "n": int(inside.sum())}
-            records.append(
-                {**count, "metric": f"accuracy by {kind}", "category": names[index], "value": value}
-            )
+        categories.append(("group", shift.groups, shift.group[bank.ids].numpy()))
+    parts = {bank.domains[index]: np.flatnonzero(domain == index) for index in np.unique(domain)}
+    records = []
+    for name, rows in {**parts, EVERY_DOMAIN: np.arange(len(labels))}.items():
+        common = {"role": role, "domain": name, "n": len(rows)}
+        values = {
+            "accuracy": correct[rows].mean(),
+            "loss": losses[rows].mean(),
+            "calibration error": calibration_error(probabilities[rows], labels[rows]),
+        }
+        records += [{**common, "metric": metric, "value": float(value)} for metric, value in values.items()]
+        for kind, names, category in categories:
+            counts = np.bincount(category[rows], minlength=len(names))
+            right = np.bincount(category[rows], correct[rows], len(names))
+            records += [
+                {
+                    **common,
+                    "n": int(counts[index]),
+                    "metric": f"accuracy by {kind}",
+                    "category": names[index],
+                    "value": float(right[index] / counts[index]),
+                }
+                for index in np.flatnonzero(counts)
+            ]
     return records
 
 
 def _familiarity(
-    network: Network, data: TrainingData, banks: dict[str, Bank], names: tuple[str, ...]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    train = data.bank(network, "train")
-    scores = {}
-    for name in names:
-        detector = detectors.build(name).fit(train)
-        pair = [detector.score(banks[role]) for role in ("validation", "unseen")]
-        if not all(torch.isfinite(score).all() for score in pair):
-            raise InputError(f"detector {name!r}", "gave scores that are NaN or infinite")
-        scores[name] = (pair[0].numpy(), pair[1].numpy())
-    return scores
-
-
-def _unseen_records(
-    banks: dict[str, Bank], scores: dict[str, tuple[np.ndarray, np.ndarray]], coverage: float
-) -> list[dict[str, Any]]:
-    validation, unseen = banks["validation"], banks["unseen"]
-    assert unseen.domain is not None
-    records: list[dict[str, Any]] = []
-    for domain, part in _by_domain(unseen)[:-1]:  # domain by domain: estimates over all at once mean little
-        common = {"role": "unseen", "domain": domain, "n": len(part)}
-        estimates = estimate_accuracy(validation.probabilities, validation.labels, part.probabilities)
-        records += [{**common, "metric": f"estimate/{k}", "value": v} for k, v in estimates.items()]
-        inside = np.array([unseen.domains[i] == domain for i in unseen.domain.tolist()])
-        for name, (familiar, score) in scores.items():
-            separation = ood_metrics(familiar, score[inside], confidence=None)
-            accepted = score[inside] >= threshold_at_coverage(familiar, coverage)
-            values = {
-                "auroc": separation.auroc,
-                "fpr95": separation.fpr95,
-                "accepted": float(accepted.mean()),
-                "aurc": aurc(score[inside], part.correct),
-            }
-            if accepted.any():
-                values["accuracy of accepted"] = float(part.correct.numpy()[accepted].mean())
-            records += [{**common, "metric": f"{k}/{name}", "value": v} for k, v in values.items()]
-    return records
+    name: str, network: Network, data: TrainingData, banks: dict[str, Bank]
+) -> tuple[np.ndarray, ...]:
+    """Scores of the roles' rows by one detector. Where no network shapes the features (a linear model), what
+    features alone say is the same for every cell of a data set, and computed once."""
+    detector = detectors.build(name)
+    shaped = next(network.featurizer.parameters(), None) is not None
+    key = None if shaped or detector.needs_logits else ("familiarity", name, network.spec)
+    if key is not None and key in data.remembered:
+        return data.remembered[key]
+    if type(detector).fit is not Detector.fit:
+        detector.fit(data.bank(network, "train"))
+    scores = [detector.score(banks[role]) for role in ROLES]
+    if not all(torch.isfinite(score).all() for score in scores):
+        raise InputError(f"detector {name!r}", "gave scores that are NaN or infinite")
+    found = tuple(score.numpy() for score in scores)
+    if key is not None:
+        data.remembered[key] = found
+    return found

@@ -18,6 +18,7 @@ import cloudpickle
 import torch
 
 from unseen.errors import InputError, MissingExtra, TrainingDiverged, UnseenError
+from unseen.networks import Network
 from unseen.registry import REGISTRIES, load_plugin, plugins
 from unseen.shifts import Shift
 from unseen.studies.evaluate import evaluate
@@ -106,15 +107,20 @@ def run_cell(cell: Cell, data_of: _Data, detectors: tuple[str, ...], hardware: H
     try:
         data = data_of.of(cell)
         trained = train(cell.learner, data, seed=cell.seed, hardware=hardware)
-        return _judged(cell, data, trained, detectors, time.perf_counter() - began)
+        network = build_system(cell.learner, data, cell.seed).network
+        return _judged(cell, network, data, trained, detectors, time.perf_counter() - began)
     except UnseenError as error:
         return CellResult(cell.key, error=str(error), seconds=time.perf_counter() - began)
 
 
 def _judged(
-    cell: Cell, data: TrainingData, trained: TrainingResult, detectors: tuple[str, ...], seconds: float
+    cell: Cell,
+    network: Network,
+    data: TrainingData,
+    trained: TrainingResult,
+    detectors: tuple[str, ...],
+    seconds: float,
 ) -> CellResult:
-    network = build_system(cell.learner, data, cell.seed).network
     network.load_state_dict(trained.state)
     records, arrays = evaluate(network, data, detectors)
     return CellResult(cell.key, [*trained.history, *records], arrays, trained.facts, seconds)
@@ -168,6 +174,7 @@ def _batched(
         began = time.perf_counter()
         results = train_many(group, hardware=hardware)
         share = (time.perf_counter() - began) / len(group)
+        network = build_system(group[0].learner, group[0].data, 0).network  # lends each run its architecture
         finished: Finished = []
         for run, trained in zip(group, results, strict=True):
             cell = cell_of[id(run)]
@@ -175,7 +182,7 @@ def _batched(
                 finished.append((cell, CellResult(cell.key, error=str(trained), seconds=share)))
                 continue
             try:
-                finished.append((cell, _judged(cell, run.data, trained, detectors, share)))
+                finished.append((cell, _judged(cell, network, run.data, trained, detectors, share)))
             except UnseenError as error:
                 finished.append((cell, CellResult(cell.key, error=str(error), seconds=share)))
         yield finished

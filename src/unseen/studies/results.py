@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +12,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 
 from unseen.errors import InputError
-from unseen.measures.accuracy_estimates import agreement
+from unseen.detection.metrics import ood_metrics
+from unseen.measures.accuracy_estimates import agreement, estimate_accuracy
+from unseen.measures.coverage import aurc, threshold_at_coverage
 from unseen.studies.plan import Rule
 from unseen.studies.select import PEEKS, select
 from unseen.studies.statistics import Comparison, Interval, accuracy_interval, paired_comparison
 from unseen.studies.store import Store
 from unseen.training import Learner
+
+COVERAGE = 0.95
+"""Share of ID validation that the threshold accepts at which detectors are compared."""
 
 
 @dataclass(frozen=True)
@@ -279,13 +286,16 @@ class Results:
         Columns: domain, estimate (name), value, truth, error (value - truth).
         """
         method = self.choice.method
-        cells = self.selected[self.selected.method == method]
-        m = self.metrics[self.metrics.metric.str.startswith("estimate/")]
         records = []
         for domain in (d for d in self.unseen_domains if self.has(method, d)):
             truth = float(self.correct(method, domain).mean())
-            rows = m[m.cell.isin(cells.cell) & (m.domain == domain)]
-            values = {k.removeprefix("estimate/"): v for k, v in rows.groupby("metric").value.mean().items()}
+            each = [
+                estimate_accuracy(
+                    softmax(known["logits"], 1), self.labels[known["rows"]], softmax(new["logits"], 1)
+                )
+                for known, new in self._chosen_runs(domain)
+            ]
+            values = pd.DataFrame(each).mean().to_dict()
             probabilities = self.probabilities(method, domain)
             if len(probabilities) > 1:
                 values["gde"] = agreement(probabilities[0], probabilities[1])
@@ -304,19 +314,29 @@ class Results:
     @cached_property
     def familiarity(self) -> pd.DataFrame:
         """Detectors on the chosen method's cells: a row a (detector, unseen domain) with auroc, fpr95, accepted
-        share at the chosen coverage, accuracy of what was accepted, and aurc, averaged over seeds."""
-        cells = self.selected[self.selected.method == self.choice.method].cell
-        m = self.metrics
-        kinds = ("auroc", "fpr95", "accepted", "accuracy of accepted", "aurc")
-        rows = m[
-            m.cell.isin(cells) & m.metric.str.match("|".join(f"{k}/" for k in kinds)) & (m.domain != "all")
-        ]
-        split = rows.metric.str.split("/", n=1, expand=True)
-        rows = (
-            rows.assign(kind=split[0], detector=split[1]) if len(rows) else rows.assign(kind="", detector="")
-        )
-        wide = rows.pivot_table(index=["detector", "domain"], columns="kind", values="value", aggfunc="mean")
-        return wide.reindex(columns=list(kinds)).reset_index()
+        share at a coverage of 95 % of ID validation, accuracy of what was accepted, and aurc, averaged over seeds."""
+        records = []
+        for domain in self.unseen_domains:
+            for known, new in self._chosen_runs(domain):
+                correct = new["logits"].argmax(1) == self.labels[new["rows"]]
+                for name in self.plan["detectors"]:
+                    separation = _separation(known[f"score/{name}"], new[f"score/{name}"], correct)
+                    records.append({"detector": name, "domain": domain, **separation})
+        columns = ["detector", "domain", "auroc", "fpr95", "accepted", "accuracy of accepted", "aurc"]
+        return pd.DataFrame(records, columns=columns).groupby(columns[:2]).mean().reset_index()
+
+    def _chosen_runs(self, domain: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Of each run of the chosen method that judged an unseen domain: rows, logits and familiarity scores of
+        ID validation, and of that domain."""
+        names = ["rows", "logits", *(f"score/{name}" for name in self.plan["detectors"])]
+        for cell in self.selected[self.selected.method == self.choice.method].cell:
+            known, new = (
+                dict(zip(names, self.arrays(cell, *(f"{role}/{name}" for name in names)), strict=True))
+                for role in ("validation", "unseen")
+            )
+            inside = self.domain[new["rows"]] == self.domains.index(domain)
+            if inside.any():
+                yield known, {name: values[inside] for name, values in new.items()}
 
     def pitfalls(self) -> list[str]:
         """What a careful reader should know before believing the numbers."""
@@ -370,6 +390,19 @@ class Results:
             "failed": _records(self.failed),
             "cells": {"done": int((self.cells.status == "done").sum()), "failed": len(self.failed)},
         }
+
+
+def _separation(known: np.ndarray, new: np.ndarray, correct: np.ndarray) -> dict[str, float]:
+    """How well scores tell an unseen domain from ID validation, and its right predictions from its wrong ones."""
+    found = ood_metrics(known, new, confidence=None)
+    accepted = new >= threshold_at_coverage(known, COVERAGE)
+    return {
+        "auroc": found.auroc,
+        "fpr95": found.fpr95,
+        "accepted": float(accepted.mean()),
+        "accuracy of accepted": float(correct[accepted].mean()) if accepted.any() else np.nan,
+        "aurc": aurc(new, correct),
+    }
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

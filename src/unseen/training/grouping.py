@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unseen.averaging import has_batch_statistics
 from unseen.objectives import Objective
-from unseen.registry import objectives
+from unseen.registry import Spec, objectives
 from unseen.training.data import TrainingData
 from unseen.training.fit import TrainingSystem
 from unseen.training.learner import Learner
-from unseen.training.numbers import numbers, settings
+from unseen.training.numbers import Number, numbers, settings
 from unseen.training.stages import has_stages
 
 PROGRAM_BYTES, INPUT_BYTES = 2**27, 2**24
@@ -53,15 +55,43 @@ def objection(system: TrainingSystem, data: TrainingData) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What an objective is made of, as far as runs that share a program must agree on it, or may differ in it.
+
+    fixed     its type, settings that are no numbers, and the shapes of what it owns: a hashable key
+    numbers   its settings that are numbers
+    prepares  whether it changes batches
+    """
+
+    fixed: tuple[Any, ...]
+    numbers: dict[str, Number]
+    prepares: bool
+
+
+def _form(run: Run) -> _Form:
+    spec = run.learner.objective
+    return _form_of(objectives[spec.name].target, spec)
+
+
+@lru_cache(maxsize=4096)
+def _form_of(target: Any, spec: Spec) -> _Form:
+    objective = objectives.build(spec)
+    found = numbers(objective)
+    plain = {path: value for path, value in settings(objective).items() if path not in found}
+    prepares = type(objective).prepare is not Objective.prepare
+    with torch.random.fork_rng(devices=()):
+        objective.setup(features=4, classes=3, domains=2)  # of any size: equal settings give equal shapes
+    shapes = tuple((name, tuple(value.shape)) for name, value in objective.state_dict().items())
+    fixed = type(objective), tuple(found), repr(sorted(plain.items())), shapes
+    return _Form(fixed, found, prepares)
+
+
 def structure(run: Run) -> tuple[Any, ...]:
     """What runs must have in common to share a program, but for numbers of the objective: a hashable key."""
     learner, split = run.learner, run.data.split
-    objective = objectives.build(learner.objective)
-    plain = {path: value for path, value in settings(objective).items() if path not in numbers(objective)}
     return (
-        type(objective),
-        tuple(numbers(objective)),
-        repr(sorted(plain.items())),
+        _form(run).fixed,
         learner.network,
         learner.backbone is None,
         learner.update,
@@ -81,15 +111,12 @@ def structure(run: Run) -> tuple[Any, ...]:
 
 def stream(run: Run) -> tuple[Any, ...]:
     """Runs with an equal key see the same batches. Those of an objective that changes them share it, too."""
-    objective = objectives.build(run.learner.objective)
-    same = type(objective).prepare is Objective.prepare
-    return id(run.data), run.seed, None if same else run.learner.objective
+    return id(run.data), run.seed, run.learner.objective if _form(run).prepares else None
 
 
 def pinned(run: Run, free: frozenset[str]) -> tuple[Any, ...]:
     """Numbers of the objective that all runs of a program share."""
-    objective = objectives.build(run.learner.objective)
-    return tuple((path, value) for path, value in numbers(objective).items() if path not in free)
+    return tuple((path, value) for path, value in _form(run).numbers.items() if path not in free)
 
 
 @dataclass(frozen=True)
