@@ -93,3 +93,17 @@ def test_stacked_runs_are_those_of_each_alone(name, shifted):
     alone = train(learner, shifted, seed=1)
     for name, value in alone.state.items():
         torch.testing.assert_close(together[1].state[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["arm", "mtl"])
+def test_an_exported_graph_groups_batches_of_any_size(name, shifted, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    learner = Learner(network=f"{name}(base='mlp(width=6)', support=8)", steps=5, batch_size=8, evaluations=1)
+    predictor = fit(learner, shifted.split, data=shifted)
+    session = runtime.InferenceSession(str(predictor.export_onnx(tmp_path / "m.onnx", familiarity=False)))
+    for count in (1, 7, 8, 21):
+        x = shifted.stored[:count]
+        (logits,) = session.run(["logits"], {"x": x.numpy()})
+        expected = predictor.network.eval()(shifted.preprocessing.finish(x)).detach()
+        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-5)

@@ -17,17 +17,13 @@ def group_means(values: Tensor, support: int) -> Tensor:
     """(B, ...) for each row the mean of its group of consecutive rows of `values` (B, ...).
 
     There are B // support groups (at least one), which differ by one row at most: nobody is left with fewer
-    than `support` others, unless the batch is smaller.
+    than `support` rows, unless the batch is smaller.
     """
-    count = len(values)
-    groups = max(1, count // support)
-    if count == groups * support:
-        means = values.unflatten(0, (groups, support)).mean(1)
-        return means.repeat_interleave(support, 0)
-    group = torch.arange(count, device=values.device) * groups // count
-    member = nn.functional.one_hot(group, groups).to(values.dtype)
-    means = (member / member.sum(0)).T @ values.flatten(1)
-    return (member @ means).view_as(values)
+    row = torch.arange(len(values), device=values.device)
+    count = torch.ones_like(row).sum()  # a tensor, so that an exported graph takes batches of any size
+    group = row * (count // support).clamp(min=1) // count
+    together = (group.unsqueeze(1) == group).to(values.dtype)
+    return (together / together.sum(1) @ values.flatten(1)).view_as(values)
 
 
 class _Grouped(nn.Module):
@@ -40,13 +36,15 @@ class _Grouped(nn.Module):
         self.support = support
 
     def means(self, values: Tensor) -> Tensor:
-        if self.training and len(values) > self.support and len(values) % self.support:
+        if not self.training or len(values) < self.support:
+            return group_means(values, self.support)
+        if len(values) % self.support:
             raise InputError(
                 f"support {self.support}",
                 f"does not divide a training batch of {len(values)}: groups would mix domains",
                 "Give the learner's batch_size, the examples of one domain in a step.",
             )
-        return group_means(values, self.support)
+        return values.unflatten(0, (-1, self.support)).mean(1).repeat_interleave(self.support, 0)
 
 
 class ContextFeaturizer(_Grouped):
@@ -107,7 +105,9 @@ def arm(
              holds so many of one domain after another. At prediction a batch is cut into such groups, too, so
              that an example's prediction depends on its neighbours: predict one domain at a time, and many of
              its examples. ID validation goes over the rows of all domains in their order in the data.
-    context  channels (images) or coordinates (vectors) of the context
+    context  channels (images) or coordinates (vectors) of the context, from hidden layers of `context_width`
+
+    The paper's context network costs 50 times the default `cnn` itself: lower context_width where that matters.
 
     It is a network, not an objective, because it predicts so, too; it is trained by any objective, `erm` in the
     paper. Defaults are DomainBed's.
