@@ -49,11 +49,11 @@ def _rebuilt(
     spec: Spec, shape: Any, classes: int, state: Mapping[str, Tensor], training: bool
 ) -> LowRankNetwork:
     with torch.random.fork_rng():
-        network = build_network(spec, shape, classes)
+        network: Any = build_network(spec, shape, classes)
     if not any("parametrizations" in name for name in state):
-        merge_low_rank(network)
+        network = network.merged()
     network.load_state_dict(state)
-    return network.train(training)  # type: ignore[return-value]
+    return network.train(training)
 
 
 @networks.register(
