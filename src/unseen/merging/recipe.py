@@ -137,7 +137,7 @@ def parse_recipe(found: Any) -> Recipe:
         raise InputError("recipe", "lacks merge_method", "Write, for example, merge_method: linear.")
     if ("models" in content) == ("slices" in content):
         raise InputError("recipe", "needs either models or slices", "Give one of the two.")
-    method = Method.of(content["merge_method"])
+    method = Method.of(str(content["merge_method"]))
     if "models" in content:
         sources = [_source(entry, method, sliced=False) for entry in _list("models", content["models"])]
         slices = [Slice(tuple(sources))]

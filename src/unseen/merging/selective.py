@@ -133,10 +133,10 @@ def arcee_fusion(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
     exact (mergekit samples a million entries of larger tensors).
     """
     other = only_other(tensors, "arcee_fusion")
-    rows = (1,) if base.dim() == 0 else base.shape
+    rows = base.shape or (1,)
     p, q = (x.reshape(rows).softmax(-1) + 1e-8 for x in (other, base))
     divergence = (p * (p / q).log()).sum(-1, keepdim=True)
-    importance = (other - base).abs() * divergence.reshape(*divergence.shape[: base.dim()])
+    importance = ((other - base).abs().reshape(rows) * divergence).reshape(base.shape)
     lower, median, upper = (_order_statistic(importance, share) for share in (0.25, 0.5, 0.75))
     return torch.where(importance >= median + 1.5 * (upper - lower), other, base)
 
