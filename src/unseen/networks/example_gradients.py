@@ -28,7 +28,7 @@ from unseen.shifts.batch import map_tensors
 Data = tuple[Any, Any] | Iterable[tuple[Any, Any]]
 """(x, y), each a tensor or (nested) dict of tensors over N examples; or an iterable of such pairs."""
 
-FLOATS_IN_CHUNK = 2**24
+FLOATS_IN_CHUNK = 2**25
 
 
 def cross_entropy(model: Model, x: Any, y: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class ExampleGradients:
                 multiplied out only where all coordinates are asked for; "vmap": `torch.func`, for all that it
                 can trace; "loop": a backward pass an example, for all else; "auto": "linear" if all selected
                 parameters are of linear layers, else "vmap"
-    chunk       examples at a time; default: as many as make 2^24 numbers, 1024 at most
+    chunk       examples at a time; default: as many as make 2^25 numbers, 1024 at most
 
     The module is evaluated in evaluation mode (no dropout) and left as it was: parameters, their `.grad`,
     buffers and modes. Data are moved to its device, a chunk at a time. Results are on that device.
