@@ -125,9 +125,9 @@ class DecorrelationReweighter(nn.Module):
     decay          momentum with which a remembered batch is renewed, in [0, 1): z <- decay z + (1 - decay) new
     form           see `pair_dependence`
 
-    What is minimised is the *mean* dependence of the pairs plus balance * mean(w^2), with gradients taken for
-    the mean over examples, so settings keep their meaning for other d and B. StableNet's sums over pairs with
-    rate 1 and lambda_p 70 at d = 512 and B = 256 are learning_rate 7.3 and balance 2e-6.
+    What is minimised is the *mean* squared covariance over pairs and functions plus balance * mean(w^2), with
+    steps that do not shrink with the batch, so settings keep their meaning for other d, Q and B. StableNet's
+    sums with Q = 1, rate 1 and lambda_p 70 at d = 512 and B = 256 are learning_rate 7.3 and balance 2e-6.
     The embedding is never differentiated: an encoder could otherwise reach independence by collapsing.
     """
 
@@ -140,7 +140,7 @@ class DecorrelationReweighter(nn.Module):
         *,
         rff: int = 5,
         steps: int = 20,
-        learning_rate: float = 5.0,
+        learning_rate: float = 1.0,
         balance: float = 1e-4,
         queue: int = 1,
         decay: float = 0.9,
@@ -218,6 +218,7 @@ class DecorrelationReweighter(nn.Module):
         everything = torch.cat([z, past.flatten(0, 1).to(z)]) if len(past) else z
         functions = fourier_features(everything, self.rff, generator)
         pairs = self.mask.triu(1)
+        scale = self.rff**2 * pairs.sum()
         v = start.detach().clone().to(z)
         speed = torch.zeros_like(v)
         for step in range(self.steps):
@@ -225,7 +226,7 @@ class DecorrelationReweighter(nn.Module):
                 v.requires_grad_()
                 w = mean_one(v)
                 dependence = pair_dependence(functions, torch.cat([w, known]), self.form)
-                goal = (dependence * pairs).sum() / pairs.sum() + self.balance * w.square().mean()
+                goal = (dependence * pairs).sum() / scale + self.balance * w.square().mean()
                 (gradient,) = torch.autograd.grad(goal, v)
             rate = self.learning_rate * (1.0 if step < (self.steps + 1) // 2 else 0.1)
             speed = 0.9 * speed + len(v) * gradient

@@ -61,7 +61,7 @@ class StableLearning(Objective):
         recluster: int = 50,
         rff: int = 5,
         steps: int = 20,
-        learning_rate: float = 5.0,
+        learning_rate: float = 1.0,
         balance: float = 1e-4,
         queue: int = 1,
         decay: float = 0.9,
