@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unseen.errors import InputError
@@ -112,6 +113,7 @@ class _Maker:
         self.recipe, self.opened = recipe, opened
         self.method = Method.of(recipe.method)
         self.diagonals: dict[str, Checkpoint] = {}
+        self.tried: set[str] = set()
 
     def bases(self, one: Slice) -> list[Checkpoint]:
         name = one.base or self.recipe.base
@@ -159,7 +161,20 @@ class _Maker:
         options, fisher = self._options(one, sources, models, name, position)
         method = Method.of(self.method.name, **options)
         check_fisher(method, len(models), len(fisher))
+        self._try(method, len(models), base is not None)
         return Job(name, TensorInfo(info.shape, dtype), tuple(models), method, base, tuple(fisher))
+
+    def _try(self, method: Method, count: int, base: bool) -> None:
+        """Call the method on small tensors: bad options are told before the first hour, not after it."""
+        key = f"{method.options} {count} {base}"
+        if key not in self.tried:
+            self.tried.add(key)
+
+            def ones() -> tuple[Tensor, str]:
+                return torch.ones(2, 2), "a trial"
+
+            fisher = [ones] * count if method.weighs_by_fisher else []
+            merge_tensor(method, "trial", [ones] * count, base=ones if base else None, fisher=fisher)
 
     def _base(
         self, root: str | None, models: list[Part], sources: list[Source], names: list[str], name: str
