@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -43,8 +44,8 @@ def token_cross_entropy(model: Model, x: Any, y: Tensor) -> Tensor:
     output is logits (n, T, V) or has them as `.logits`. An example without any such token has loss 0.
     """
     output = model(**x) if isinstance(x, dict) else model(x)
-    logits = getattr(output, "logits", output)[:, :-1]
-    losses = nn.functional.cross_entropy(logits.transpose(1, 2), y[:, 1:], reduction="none")
+    logits = output.logits if hasattr(output, "logits") else output
+    losses = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), y[:, 1:], reduction="none")
     return losses.sum(1) / (y[:, 1:] != -100).sum(1).clamp(min=1)
 
 
@@ -161,8 +162,8 @@ class ExampleGradients:
                 raise InputError("data", f"has {sorted(sizes)} rows in its tensors", "Give one an example.")
             (size,) = sizes
             for start in range(0, size, self.chunk):
-                part = slice(start, start + self.chunk)
-                yield self._of(*(map_tensors(lambda t, p=part: t[p], tree) for tree in (x, y)), first + start)
+                part = itemgetter(slice(start, start + self.chunk))
+                yield self._of(map_tensors(part, x), map_tensors(part, y), first + start)
             first += size
         if first == 0:
             raise InputError("data", "hold no example", "Give one at least.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unseen.errors import InputError
-from unseen.networks.gradient_rows import DenseRows, OuterRows, Rows
+from unseen.networks.gradient_rows import DenseRows, OuterRows, Rows, full_precision
 from unseen.shifts.batch import map_tensors
 
 Model = Callable[..., Any]
@@ -69,7 +70,7 @@ def by_loop(losses: LossOfParameters, x: Any, y: Any) -> Found:
     chosen = {name: value.clone().requires_grad_() for name, value in losses.chosen.items()}
     gradients, values = [], []
     for index in range(len(next(leaves(y)))):
-        part = [map_tensors(lambda t, i=index: t[i : i + 1], tree) for tree in (x, y)]
+        part = [map_tensors(itemgetter(slice(index, index + 1)), tree) for tree in (x, y)]
         loss = losses(chosen, *part)[0]
         found = torch.autograd.grad(loss, list(chosen.values()), materialize_grads=True)
         gradients.append([full_precision(value) for value in found])
@@ -135,11 +136,6 @@ def leaves(tree: Any) -> Iterator[Tensor]:
             yield from leaves(part)
     else:
         yield tree
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """Squared gradients underflow in half precision."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _positions(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -106,3 +107,8 @@ class OuterRows:
 
 
 Rows = DenseRows | OuterRows
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Squared gradients underflow in half precision."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unseen.errors import InputError, nearest
+from unseen.networks.gradient_rows import full_precision
 from unseen.objectives.shares import DomainRows, example_shares, unbiased_factor
 from unseen.objectives.targets import class_probabilities
 
@@ -184,12 +185,8 @@ class _SymmetricGram(torch.autograd.Function):
 
 def mean_products(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """(K, C, F): for each row of weights (K, B) the mean of left (B, C) or (K, B, C) times right (B, F)."""
-    return (rows.unsqueeze(-1) * left).transpose(1, 2) @ right
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """Squared gradients underflow in half precision."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    weighted = (rows.unsqueeze(-1) * left).transpose(1, 2)
+    return (weighted.flatten(0, 1) @ right).unflatten(0, (len(rows), -1))  # one product, also of stacked runs
 
 
 def check_names(order: Collection[str]) -> None:

@@ -337,10 +337,10 @@ def aggregation_rows(data: Any, seed: int) -> list[Row]:
         own = range(3 * place, 3 * place + 3)
         tuned(name, stack, accuracies, [*own, *(run + len(stack) // 2 for run in own)])
     validation = np.stack([accuracies.of("validation", run).numpy() for run in range(3)])
-    run, epoch = np.unravel_index(validation.argmax(), validation.shape)
+    stopped, epoch = (int(place) for place in np.unravel_index(validation.argmax(), validation.shape))
     found["early stopping"] = {
-        TEST: float(accuracies.of("test", int(run))[epoch]),
-        "wrong labels": accuracies.on_wrong_labels(int(run), int(epoch)),
+        TEST: float(accuracies.of("test", stopped)[epoch]),
+        "wrong labels": accuracies.on_wrong_labels(stopped, epoch),
         "validation": float(validation.max()),
     }
 

@@ -161,7 +161,8 @@ def train(
     labels = torch.stack([data.labels(s.noise) for s in stack])
     targets = nn.functional.one_hot(labels, CLASSES) * (1 - smoothing) + smoothing / CLASSES
     rate, decay = (torch.tensor([getattr(s, n) for s in stack]).unsqueeze(1) for n in ("rate", "decay"))
-    velocity, norms = torch.zeros_like(networks.theta), []
+    velocity = torch.zeros_like(networks.theta)
+    norms: list[Tensor] = []
     generator = torch.Generator().manual_seed(derive_seed(seed, 44))
     observe(0, networks)
     for _ in range(protocol.epochs):
