@@ -21,10 +21,11 @@ TURNED, HALF, SAME = "stars turned", "stars by chance", "stars as in training"
 WEIGHT_RATIO, EFFECTIVE, DEPENDENCE = "minority weight", "effective share", "dependence left"
 SIZE = "larger graphs"
 
-GRAPHS, JUDGED, LABEL_NOISE = 400, 400, 0.2
+GRAPHS, JUDGED, LABEL_NOISE = 300, 400, 0.3
 SETTINGS: dict[str, Any] = {
     "network": "gin", "steps": 300, "batch_size": 50, "learning_rate": 3e-3, "evaluations": 6, "keep": "last",
 }  # fmt: skip
+FULL_SETTINGS: dict[str, Any] = {"steps": 10_000, "batch_size": 128, "learning_rate": 1e-3}
 DECAYS = (1e-3, 1e-2)
 OBJECTIVES: dict[str, Spec] = {
     "erm": Spec("erm"),
@@ -66,16 +67,17 @@ class L2RGNN(Reproduction):
         arxiv="2312.12475",
         claim="A weight for each training graph, learned along with the network so that clusters of its features "
         "become independent, makes graph classifiers generalize where a motif stops coming along with the class.",
-        here="400 graphs (320 to train on): a random tree of 15 to 25 nodes, a six-cycle whose chord cuts off a "
+        here="300 graphs (240 to train on): a random tree of 15 to 25 nodes, a six-cycle whose chord cuts off a "
         "triangle or halves it (the class), and a six-node star that agrees with the class with chance 0.8 or 0.9; "
-        "20 % of the training labels are wrong. GIN of 3 layers and width 32, 300 steps of 50 graphs, last weights; "
+        "30 % of the training labels are wrong. GIN of 3 layers and width 32, 300 steps of 50 graphs, last weights; "
         "judged on 400 graphs with right labels. The specified wheel against cycle, and wheel against wheel "
-        "without a spoke, were learned exactly by ERM on a seed that is not judged (99 % with the stars turned), so "
-        "the motif was made harder and the labels noisy; rates of the weights are the objective's defaults.",
+        "without a spoke, were learned exactly by ERM on a seed that is not judged (99 % with the stars turned); "
+        "motif, noise and number of graphs were then set by ERM's loss of accuracy on two such seeds. Accuracies of "
+        "the methods decided nothing; rates of the weights are the objective's defaults.",
         not_here="OGB molecules with scaffold splits, TU data, and the paper's tables; the size shift runs at full "
         "scale alone.",
-        full="A TU data set in its raw files ($UNSEEN_DATA/TU/NAME/raw, $UNSEEN_TU names it, default PROTEINS), trained "
-        "on graphs up to the median number of nodes and judged on the larger ones. One GPU, hours.",
+        full="A TU data set in its raw files ($UNSEEN_DATA/TU/NAME/raw, $UNSEEN_TU names it, default PROTEINS), "
+        "trained on graphs up to the median number of nodes and judged on the larger ones. One GPU, hours.",
     )
     conditions = (
         Condition("erm", "baseline", "uniform weights"),
@@ -169,9 +171,7 @@ class L2RGNN(Reproduction):
 
     def measure(self, unit: str, seed: int, scale: Scale) -> list[Row]:
         if scale == "full":
-            return measure_size(
-                read_tu(), {**SETTINGS, "steps": 10_000, "batch_size": 128, "learning_rate": 1e-3}, seed
-            )
+            return measure_size(read_tu(), {**SETTINGS, **FULL_SETTINGS}, seed)
         return measure_bias(float(unit.split()[1]), seed)
 
     def plot(self, table: pd.DataFrame) -> Any:
