@@ -109,6 +109,19 @@ def test_later_rows_are_held_out(penguin_study, command, tmp_path):
     assert judged == known[known.year > 2008].island.value_counts().to_dict()
 
 
+def test_unlabelled_rows_are_learned_from_and_not_judged(penguin_study, command, tmp_path):
+    common = ("run", penguin_study.data, *TABLE, "--steps", 20, "--seeds", 1, "--unlabelled", 0.5)
+    said = command(*common, "--unseen", "Biscoe", "--learners", "divdis,d-bat", "--out", tmp_path / "o")
+    assert said.code == 0, said.err
+    assert [row[0] for row in cells(tmp_path / "o")] == ["divdis", "d-bat"]
+    known = pd.read_csv(penguin_study.data).dropna(subset=["sex"])
+    judged = {row["n"] for row in numbers(tmp_path / "o")["table"] if row["domain"] == "Biscoe"}
+    assert judged == {len(known[known.island == "Biscoe"]) - round(0.5 * len(known[known.island == "Biscoe"]))}
+    assert load(tmp_path / "o" / "model").network.count == 2, "the deployed model has both hypotheses"
+    said = command(*common, "--out", tmp_path / "p")
+    assert said.code != 0 and "--unseen" in said.err and not (tmp_path / "p").exists()
+
+
 def test_leave_one_domain_out_selection_trains_the_stand_ins(penguin_study, command, tmp_path):
     said = command(
         "run", penguin_study.data, *TABLE, "--unseen", "Biscoe", "--rule", "leave-one-domain-out",

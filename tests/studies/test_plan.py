@@ -56,3 +56,14 @@ def test_one_domain_is_not_enough():
     shift = Shift("s", "array", torch.zeros(4, 1), [0, 1, 0, 1], [0, 0, 0, 0], "xy", ("only",))
     with pytest.raises(InputError, match="one domain only \\('only'\\)"):
         Plan.make(shift, ["erm"])
+
+
+def test_a_share_of_the_unseen_rows_may_be_without_labels(toy):
+    plan = Plan.make(toy, ["erm", "d-bat"], unseen="d", seeds=2, unlabelled=0.25)
+    assert {cell.unlabelled for cell in plan.cells} == {0.25} and plan.to_json()["unlabelled"] == 0.25
+    plain = Plan.make(toy, ["erm"], unseen="d", seeds=2)
+    assert not {cell.key for cell in plan.cells} & {cell.key for cell in plain.cells}
+    with pytest.raises(InputError, match="without labels, but the split has none"):
+        Plan.make(toy, ["d-bat"], unseen="d")
+    with pytest.raises(InputError, match="fraction between 0 and 1"):
+        Plan.make(toy, ["erm"], unseen="d", unlabelled=1.5)

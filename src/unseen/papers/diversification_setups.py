@@ -22,6 +22,7 @@ from unseen.shifts.builtin.two_cue_dominoes import LOWER, UPPER, two_cue_dominoe
 from unseen.shifts.image_folders import ImageFiles
 from unseen.shifts.sampling import derive_seed
 
+PRETRAINING_STEPS = 600
 BASE, ARCHITECTURE, START = "", "other architecture", "other initialization"
 
 
@@ -130,7 +131,7 @@ def _pretrained() -> dict[str, torch.Tensor]:
         torch.manual_seed(derive_seed(1))
         network = build_network(LAPTOP.networks[BASE], (1, 28, 14), 2 * len(kept))
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-        for _ in range(600):
+        for _ in range(PRETRAINING_STEPS):
             upper, lower = pool[torch.randint(len(pool), (2, 128), generator=generator)]
             logits = network(torch.cat([small[upper], small[lower]], 1)[:, None])
             halves = zip(logits.split(len(kept), 1), (number[upper], number[lower]), strict=True)
