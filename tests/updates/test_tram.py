@@ -86,6 +86,25 @@ def test_the_radius_is_capped(problem):
     assert loss.parts["radius"].item() == pytest.approx(0.02) and loss.parts["divergence"] > 0.02
 
 
+def test_the_log_has_the_euclidean_length_of_the_perturbation(problem, monkeypatch):
+    theta, seen = problem.theta, []
+    rule = problem.rule("tram-x(sigma=1.0, min_radius=0.3)")
+    again = rule.gradient_again
+    monkeypatch.setattr(rule, "gradient_again", lambda *args: (seen.append(problem.theta), again(*args))[1])
+    loss = rule.step(problem.system, problem.batch)
+    torch.testing.assert_close(loss.parts["perturbation"], (seen[0] - theta).norm())
+    assert loss.parts["radius"] >= 0.3
+
+
+def test_radii_of_other_divergences_and_of_an_own_reference(problem, make_problem):
+    shift = torch.tensor([1.0, 0, -1], dtype=torch.float64)
+    rule = TRAM(lambda network, batch: network(batch.x) + shift, divergence="l2", max_radius=None)
+    p = problem.system.network(problem.batch.x).detach()
+    d = ((p + shift).softmax(1) - p.softmax(1)).square().sum(1).mean()
+    expected = ascended_gradient(problem, problem.theta, d)
+    torch.testing.assert_close(problem.direction(rule), expected)
+
+
 def test_the_fisher_metric_comes_from_noisy_inputs(problem):
     theta, g = problem.theta, problem.grad(problem.theta)
     with input_noise(problem.system.network, problem.batch, 0.5, 0) as noised:
@@ -190,6 +209,8 @@ def test_a_divergence_that_is_not_finite_is_told(problem):
 def test_what_cannot_be_is_refused(problem):
     with pytest.raises(InputError, match="Choose one of previous, pretrained, ema, input_noise"):
         TRAM(reference="initial")
+    with pytest.raises(InputError, match="no range from zero or more upwards"):
+        TRAM(min_radius=0.6)
     linear = nn.Linear(2, 2)
     with pytest.raises(InputError, match="finds no network in the Linear"):
         TRAM().bind(linear, torch.optim.SGD(linear.parameters(), lr=0.1))
