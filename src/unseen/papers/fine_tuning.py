@@ -25,7 +25,7 @@ from unseen.shifts.sampling import derive_seed
 
 PRETRAINING = ("numpy", "scipy", "sklearn", "networkx")
 FINE_TUNING, NEVER_SEEN = "torch", "matplotlib"
-WINDOW = 64
+WINDOW = 32
 DIGITS = (1, 3, 4, 7, 8)
 """Those that are fine-tuned on; they become classes 0 to 4 of a new head."""
 

@@ -13,10 +13,10 @@ from unseen.registry import Spec, papers
 from unseen.studies.statistics import mean_interval
 
 TASKS = ("text", "digits")
-STEPS = {"text": 80, "digits": 150}
+STEPS = {"text": 80, "digits": 100}
 SIGMA = {"text": 0.02, "digits": 0.1}
 LENGTHENED = 1.5
-RADII = (0.1, 0.5, 2.0)
+RADII = (0.1, 0.5)
 WEIGHTS = (0.1, 1.0)
 SMOOTHING = 0.1
 UNSEEN, SOURCE = "unseen", "source"
@@ -95,9 +95,10 @@ class TRAMReproduction(Reproduction):
         "learned MNIST's ten digits in many styles is fine-tuned, with a new head, on 300 plain images of five digits "
         f"and judged in six styles beyond those. {STEPS['text']} and {STEPS['digits']} steps of AdamW (1e-3). Radius "
         "of ASAM and weight of the penalty towards the pretrained outputs are chosen by loss on validation data of "
-        "the source, of 0.1, 0.5, 2 and 0.1, 1; other settings are the paper's, but for a noise of 0.02 on this "
+        "the source, of 0.1, 0.5 and 0.1, 1; other settings are the paper's, but for a noise of 0.02 on this "
         "model's small embeddings. Seeds share the pretrained networks. The numbers of steps were set by what they "
-        "cost; all was looked at once on a seed that is not judged, with 150 steps, where TRAM gained nothing.",
+        "cost. All was looked at once on a seed that is not judged, with 150 steps and four times the text in a step: "
+        "TRAM gained nothing there.",
         not_here="GPT-2, XLM-R and ViT-B, their tasks, and cross-lingual transfer.",
         full="A pretrained decoder of transformers ($UNSEEN_LM, default gpt2) and a folder of text files, one a domain "
         "($UNSEEN_TEXTS, such as M2D2's): fine-tuned on the first by name, or on $UNSEEN_SOURCE. 5,000 steps; one GPU.",
@@ -205,7 +206,7 @@ class TRAMReproduction(Reproduction):
             value=lambda m: _better("digits", m, "pretrained-kl", "label-smoothing"),
         ),
     )
-    seeds = (0, 1, 2, 3, 4)
+    seeds = (0, 1, 2)
 
     def units(self, scale: Scale) -> list[str]:
         return ["text"] if scale == "full" else list(TASKS)
