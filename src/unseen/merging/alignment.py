@@ -34,7 +34,8 @@ def sequential_axes(model: nn.Module) -> list[Permutation]:
     convolutions mix or separate units: refused, as are networks with shortcuts (describe these by hand).
     """
     found: list[Permutation] = []
-    size, axes = 0, []  # of the hidden units that are open
+    size = 0
+    axes: list[Axis] = []  # of the hidden units that are open
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):

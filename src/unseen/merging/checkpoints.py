@@ -130,7 +130,7 @@ class SafetensorsCheckpoint(Checkpoint):
         path, start = self._where[name]
         dtype = self.tensors[name].dtype
         raw = torch.empty((last - first) * dtype.itemsize, dtype=torch.uint8)
-        view, filled = memoryview(raw.numpy()), 0
+        view, filled = memoryview(raw.numpy()), 0  # type: ignore[arg-type]
         with path.open("rb", buffering=0) as file:
             file.seek(start + first * dtype.itemsize)
             while filled < len(raw):  # a single read stops at 2 GB

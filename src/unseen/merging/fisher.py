@@ -13,7 +13,7 @@ from unseen.errors import InputError
 
 
 def diagonal_fisher(model: nn.Module, batches: Iterable[Tensor]) -> StateDict:
-    """Mean over examples of E_{y ~ p(y|x)} (d log p(y|x) / d theta)^2 (Matena & Raffel 2022, equation 2).
+    """Mean over examples of E_{y ~ p(y|x)} (d log p(y|x) / d theta)^2 (Matena & Raffel 2022, arXiv 2111.09832).
 
     The expectation over labels is exact: classes x examples gradients. `batches` has inputs (B, ...); the model
     gives logits (B, C) and is put to evaluation. Entries of the result are named as in `state_dict`; buffers,

@@ -37,7 +37,7 @@ def compare(
     """Distances and angles over all floating-point tensors whose name `include` accepts (default all).
 
     Sums are in float64. Fine-tuned models have nearly the same direction from 0: give the base, as the angle
-    of task vectors is what tells how well models merge (arXiv 2212.04089, section 5; arXiv 2403.19522).
+    of task vectors is what tells how well models merge (arXiv 2212.04089, 2403.19522).
     """
     opened = [open_checkpoint(model, f"model {index}") for index, model in enumerate(models)]
     if not opened:

@@ -17,7 +17,7 @@ from unseen.registry import merging
 )
 @elementwise
 def linear(tensors: Sequence[Tensor], *, weight: PerModel = 1.0, normalize: bool = True) -> Tensor:
-    """sum_k w_k theta_k, divided by sum_k w_k when `normalize`."""
+    """sum_k w_k theta_k, divided by sum_k w_k when `normalize` (model soups, arXiv 2203.05482)."""
     weights = per_model("weight", weight, len(tensors))
     if normalize:
         total = sum(weights)
@@ -37,7 +37,7 @@ def linear(tensors: Sequence[Tensor], *, weight: PerModel = 1.0, normalize: bool
 )
 @elementwise
 def uniform_soup(tensors: Sequence[Tensor]) -> Tensor:
-    """sum_k theta_k / K (model soups, table 2)."""
+    """sum_k theta_k / K (Wortsman et al. 2022, arXiv 2203.05482)."""
     return linear(tensors)
 
 
@@ -50,7 +50,7 @@ def uniform_soup(tensors: Sequence[Tensor]) -> Tensor:
 def wise_ft(
     tensors: Sequence[Tensor], base: Tensor, *, alpha: float = 0.5, extrapolate: bool = False
 ) -> Tensor:
-    """(1 - alpha) base + alpha theta (section 3, equation 1); 0 gives the base."""
+    """(1 - alpha) base + alpha theta (Wortsman et al. 2022, arXiv 2109.01903); 0 gives the base."""
     alpha = check_share("alpha", alpha, extrapolate)
     return torch.lerp(base, only_other(tensors, "wise_ft"), alpha)
 
@@ -68,7 +68,7 @@ def fisher_weighted(
     weight: PerModel = 1.0,
     floor: float = 1e-6,
 ) -> Tensor:
-    """sum_k w_k F_k theta_k / sum_k w_k F_k (equation 4), F_k at least `floor`.
+    """sum_k w_k F_k theta_k / sum_k w_k F_k, F_k at least `floor` (Matena & Raffel 2022, arXiv 2111.09832).
 
     `fisher` has the non-negative diagonal of each model (`diagonal_fisher`), shaped as the tensors.
     """

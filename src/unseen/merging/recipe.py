@@ -200,7 +200,9 @@ def _source(found: Any, method: Method, *, sliced: bool) -> Source:
     model = _model(entry.get("model"))
     if model is None:
         raise InputError("entry of the recipe", "lacks model", "Write model: path.")
-    return Source(model, tuple(layers) if sliced else None, _parameters(entry.get("parameters"), method))
+    return Source(
+        model, (layers[0], layers[1]) if layers else None, _parameters(entry.get("parameters"), method)
+    )
 
 
 def _model(found: Any) -> str | None:
@@ -222,10 +224,10 @@ def _parameters(found: Any, method: Method) -> Parameters:
     if not isinstance(found, Mapping):
         raise InputError("parameters", f"are {found!r}", "Write option: value.")
     result = {}
-    for name, value in found.items():
-        if name in WITHOUT_EFFECT:
+    for key, value in found.items():
+        if key in WITHOUT_EFFECT:
             continue
-        name = RENAMED.get(name, name)
+        name = RENAMED.get(str(key), str(key))
         if name == "fisher" and method.weighs_by_fisher:
             result[name] = value
             continue

@@ -32,7 +32,7 @@ def nearswap(tensors: Sequence[Tensor], base: Tensor, *, t: float = 1e-3) -> Ten
     paper="Jang et al. 2024, arXiv 2403.19522",
 )
 def model_stock(tensors: Sequence[Tensor], base: Tensor, *, filter_wise: bool = False) -> Tensor:
-    """t mean_k theta_k + (1 - t) base, t = K cos w / (1 + (K - 1) cos w) (equation 4 and section 4).
+    """t mean_k theta_k + (1 - t) base, t = K cos w / (1 + (K - 1) cos w) (Jang et al. 2024, arXiv 2403.19522).
 
     cos w is the mean over pairs of the cosine between task vectors of the tensor, or of each row when
     `filter_wise`. Task vectors that balance out leave the base as it is.
@@ -61,7 +61,7 @@ def model_stock(tensors: Sequence[Tensor], base: Tensor, *, filter_wise: bool = 
     paper="Wan et al. 2024 (FuseChat), arXiv 2408.07990",
 )
 def sce(tensors: Sequence[Tensor], base: Tensor, *, select_topk: float = 1.0) -> Tensor:
-    """Select, calculate, erase (section 3.3): base + sum_k w_k d_k m_k / sum_k w_k m_k.
+    """Select, calculate, erase (Wan et al. 2024, arXiv 2408.07990): base + sum_k w_k d_k m_k / sum_k w_k m_k.
 
     Select: only the share `select_topk` in [0, 1] of (varying) entries whose variance over the models is
     largest. Calculate: w_k is the mean square of d_k, divided by their sum. Erase: m_k is 1 where the sign of

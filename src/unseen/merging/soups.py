@@ -79,7 +79,7 @@ def learned_soup(
     learning_rate: float = 0.1,
     groups: Callable[[str], str] | None = None,
 ) -> MixedSoup:
-    """Learned soup (Wortsman et al. 2022, section 3 and appendix I): shares on the simplex by gradient ascent.
+    """Learned soup (Wortsman et al. 2022, arXiv 2203.05482): shares on the simplex by gradient ascent.
 
     evaluate  a differentiable score (minus a loss, say, through torch.func.functional_call); higher is better
     groups    the group of a tensor's name: each group has shares of its own; default one for all

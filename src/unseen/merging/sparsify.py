@@ -34,11 +34,11 @@ def sparsify(
     """`delta` with a share of about `density` in [0, 1] of its entries kept, the others zero.
 
     none       all
-    magnitude  the largest (TIES, Yadav et al. 2023, section 3, "trim")
-    random     each with probability `density` (DARE, Yu et al. 2024, equation 1)
-    outliers   the largest but for the share `gamma` at the very top (Model Breadcrumbs, Davari & Belilovsky 2023)
+    magnitude  the largest ("trim" of TIES, Yadav et al. 2023, arXiv 2306.01708)
+    random     each with probability `density` (DARE, Yu et al. 2024, arXiv 2311.03099)
+    outliers   the largest but for the share `gamma` at the very top (Model Breadcrumbs, arXiv 2312.06795)
     magprune   at random, the probability growing with the rank of the magnitude in its row from
-               density - epsilon to density + epsilon (DELLA, Deep et al. 2024, section 3.1)
+               density - epsilon to density + epsilon (DELLA, Deep et al. 2024, arXiv 2406.11617)
 
     `rescale` makes up for what was removed: `l1`, `l2` and `linf` restore that norm of `delta`; `expectation`
     divides each kept entry by its probability to be kept, as the papers of DARE and DELLA do.

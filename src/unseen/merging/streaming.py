@@ -254,7 +254,7 @@ def _header(jobs: list[Job], expected: str) -> bytes:
 def _write(file: Any, tensor: torch.Tensor) -> None:
     if tensor.numel():
         raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-        view, written = memoryview(raw.numpy()), 0
+        view, written = memoryview(raw.numpy()), 0  # type: ignore[arg-type]
         while written < len(view):  # a single write stops at 2 GB
             written += file.write(view[written:])
 

@@ -86,7 +86,7 @@ def merge_task_vectors(
 ) -> Tensor:
     """base + scaling * C(S(theta_1 - base), ..., S(theta_K - base)), with S of `sparsify` and C the consensus.
 
-    none        sum_k w_k d_k (task arithmetic, equation 1); `normalize` divides by sum_k w_k
+    none        sum_k w_k d_k (task arithmetic, arXiv 2212.04089); `normalize` divides by sum_k w_k
     sum         only entries whose sign is that of sum_k w_k d_k; `normalize` divides by their weights' sum
     count       the same, the sign elected by sum_k sign(w_k d_k): each model has one vote
     unweighted  only entries whose sign is that of sum_k d_k; `normalize` divides by their number (TIES,
@@ -152,5 +152,5 @@ def _settings(sparsifier: str, count: int, **given: PerModel | None) -> list[dic
 
 def _filled(name: str, value: PerModel | None, count: int) -> list[float]:
     """One number a model, the default where none is given."""
-    numbers = value if isinstance(value, (list, tuple)) else [value] * count  # type: ignore[list-item]
+    numbers = list(value) if isinstance(value, Sequence) else [value] * count
     return per_model(name, [DEFAULTS[name] if each is None else each for each in numbers], count)
