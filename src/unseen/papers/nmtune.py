@@ -60,13 +60,14 @@ def _of_encoders(spectrum: str, accuracy: str) -> Callable[[pd.DataFrame], float
     """Spearman's rank correlation of a number of the spectrum and linear-probe accuracy over all encoders."""
 
     def correlation(table: pd.DataFrame) -> float:
-        values = table.set_index(["seed", "condition", "metric"]).value
-        pairs = [
-            (values[seed, "frozen", _at(spectrum, rate)], values[seed, "linear probe", _at(accuracy, rate)])
-            for seed in table.seed.unique()
-            for rate in RATES
-        ]
-        return float(spearmanr(*np.array(pairs).T).statistic)
+        columns = []
+        for condition, what in (("frozen", spectrum), ("linear probe", accuracy)):
+            names = [_at(what, rate) for rate in RATES]
+            chosen = table[(table.condition == condition) & table.metric.isin(names)]
+            columns.append(
+                chosen.sort_values(["seed", "metric"]).value
+            )  # metrics differ in their first word only
+        return float(spearmanr(*columns).statistic)
 
     return correlation
 
