@@ -9,7 +9,7 @@ from PIL import Image
 
 from unseen.errors import InputError
 from unseen.papers import diversification_setups as setups
-from unseen.papers.base import by_seed
+from unseen.papers.base import Judgement, by_seed
 from unseen.papers.diversification import (
     COUNTS,
     KINDS,
@@ -48,13 +48,21 @@ def table(change=None):
     return found
 
 
-def verdicts(found):
-    return {name: claim.judge(found).verdict for name, claim in CLAIMS.items()}
+def verdict(name, found):
+    """Of one claim; its interval, which takes 500 draws of the seeds, does not decide."""
+    claim = CLAIMS[name]
+    means = (
+        [claim.value(measured) for measured in by_seed(found).values()]
+        if claim.value
+        else [claim.pooled(found)]
+    )
+    return Judgement(claim, float(np.mean(means)), 0.0, 0.0).verdict
 
 
 class TestClaims:
     def test_numbers_like_the_papers_pass(self):
-        assert set(verdicts(table()).values()) == {"holds", "reported"}
+        found = table()
+        assert {verdict(name, found) for name in CLAIMS} == {"holds", "reported"}
 
     @pytest.mark.parametrize(
         ("change", "claim"),
@@ -72,12 +80,11 @@ class TestClaims:
         ],
     )
     def test_each_can_be_refuted(self, change, claim):
-        found = verdicts(table(change))
-        assert found[claim] == "refuted"
+        assert verdict(claim, table(change)) == "refuted"
 
     def test_the_oracles_pick_among_more_hypotheses_counts_for_nothing(self):
         found = table({(at("divdis", 0.0, f"K={k}"), "best"): 0.99 for k in COUNTS[1:]})
-        assert verdicts(found)["more hypotheses do not help"] == "holds"
+        assert verdict("more hypotheses do not help", found) == "holds"
 
     def test_spread_and_order_of_learners(self):
         change = {
