@@ -245,8 +245,11 @@ class _Linear(torch.autograd.Function):
         return found.mT.reshape(*x.shape[:-1], -1), 0
 
 
+SOFTMAXES = {torch.softmax, Tensor.softmax, torch.log_softmax, Tensor.log_softmax}
+
+
 class _FastWhenStacked(TorchFunctionMode):
-    """Inside, linear layers and cross-entropies run in a form that is fast for many small ones."""
+    """Inside, linear layers, softmaxes and cross-entropies run in a form that is fast for many small ones."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -257,6 +260,8 @@ class _FastWhenStacked(TorchFunctionMode):
             logits, target = args
             target = target.T if target.dim() == 2 else target
             return func(logits.T.unsqueeze(0), target.unsqueeze(0), **kwargs).squeeze(0)
+        if func in SOFTMAXES and args[0].dim() == 2 and (*args[1:], *kwargs.values()) in ((-1,), (1,)):
+            return func(args[0].T, 0).T
         return func(*args, **kwargs)
 
 
