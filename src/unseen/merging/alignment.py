@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from unseen.averaging import StateDict
@@ -95,6 +94,8 @@ def align(
     order, is the assignment that maximises the sum of products with the target, the others held; until none
     changes. The network computes the same function as before. The result is a local optimum.
     """
+    from scipy.optimize import linear_sum_assignment  # 40 MB that no other merge needs
+
     orders = [torch.arange(p.size) for p in permutations]
     for sweep in range(sweeps):
         changed = False
