@@ -8,6 +8,7 @@ from torch import nn
 
 from unseen.measures.coherence import coherence
 from unseen.networks.example_gradients import ExampleGradients, cross_entropy
+from unseen.papers.coherence_runs import aggregation_rows, coherence_rows
 from unseen.papers.coherent_gradients import (
     AGGREGATORS,
     CHOSEN,
@@ -18,8 +19,6 @@ from unseen.papers.coherent_gradients import (
     SHORT,
     TEST,
     CoherentGradients,
-    aggregation_rows,
-    coherence_rows,
 )
 from unseen.papers.coherent_mnist import coherence_in_training
 from unseen.papers.noisy_digits import Accuracies, NoisyDigits, Perceptrons, Protocol, Settings, train
