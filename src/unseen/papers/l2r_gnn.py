@@ -195,7 +195,8 @@ class L2RGNN(Reproduction):
                     )  # fmt: skip
         left.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
         left.set_ylabel("accuracy")
-        left.legend(fontsize=6, ncol=2)
+        left.set_ylim(0, 1.05)
+        left.legend(fontsize=6, ncol=2, loc="lower left")
         for bias, marker in zip(BIASES, "os", strict=True):
             for name, colour in (("all-pairs", "#e69f00"), ("clustered", "#009e73"), ("l2r", "#0072b2")):
                 own = table[table.condition == name].pivot_table(
@@ -208,7 +209,7 @@ class L2RGNN(Reproduction):
                     )  # fmt: skip
         right.axhline(1, color="#cccccc", linewidth=0.8)
         right.set_xlabel("effective sample size / graphs")
-        right.set_ylabel("weight where the star disagrees / elsewhere")
+        right.set_ylabel("weight where the star disagrees")
         right.legend(fontsize=6)
         return figure
 
