@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from unseen.measures.coherence import coherence
 from unseen.measures.learning_order import LearningOrder
@@ -28,6 +27,8 @@ from unseen.updates.coherent import MedianOfMeans, Winsorized
 
 def coherence_rows(data: NoisyDigits, seed: int) -> list[Row]:
     """m-coherence along training with four shares of wrong labels, and who is learned first."""
+    from sklearn.metrics import roc_auc_score
+
     stack, part = [Settings(noise) for noise in NOISES.values()], data.parts["train"]
     labels = [data.labels(settings.noise)[part] for settings in stack]
     wrong = [own != data.y[part] for own in labels]
