@@ -71,7 +71,7 @@ def spectrum_report(
     positive = shares[shares > 0]
     entropy = float(-(positive * np.log(positive)).sum())
     return SpectrumReport(
-        singular_values=singular_values,
+        singular_values=np.asarray(singular_values, dtype=np.float64),
         entropy=entropy,
         largest_ratio=float(-np.log(shares[0])),
         effective_rank=float(np.exp(entropy)),

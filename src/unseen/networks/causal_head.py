@@ -42,6 +42,8 @@ class CausalHead(nn.Module):
     sizes  number of values of a prototype of each modality
     """
 
+    prior: Tensor
+
     def __init__(self, features: int, classes: int, sizes: Mapping[str, int], width: int = 32):
         super().__init__()
         self.in_features, self.out_features = features, classes
@@ -80,7 +82,7 @@ class CausalHead(nn.Module):
                     f"have shape {tuple(prototypes[name].shape)}",
                     f"Give (classes, values) = {expected}.",
                 )
-            getattr(self, f"prototypes_{name}").copy_(prototypes[name])
+            self.get_buffer(f"prototypes_{name}").copy_(prototypes[name])
         if (
             tuple(prior.shape) != (self.out_features,)
             or not bool((prior >= 0).all())
@@ -99,5 +101,5 @@ class CausalHead(nn.Module):
         return torch.stack(mixture).logsumexp(0)
 
     def _prototypes(self, name: str) -> Tensor:
-        prototypes = getattr(self, f"prototypes_{name}")
+        prototypes = self.get_buffer(f"prototypes_{name}")
         return prototypes if self.training else prototypes.mean(0, keepdim=True).expand_as(prototypes)

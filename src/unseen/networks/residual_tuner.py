@@ -27,7 +27,11 @@ class ResidualTuner(nn.Module):
     ):
         super().__init__()
         hidden = max(1, round(hidden_ratio * size))
-        layers = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": lambda _: nn.Identity()}
+        layers: dict[str, type[nn.Module]] = {
+            "batch": nn.BatchNorm1d,
+            "layer": nn.LayerNorm,
+            "none": nn.Identity,
+        }
         if normalization not in layers:
             raise InputError("normalization", f"is {normalization!r}", "Give 'batch', 'layer' or 'none'.")
         self.mlp = nn.Sequential(

@@ -98,14 +98,16 @@ class CIDer(Objective):
 
     def forward(self, model: Network, batch: Batch) -> Loss:
         count = len(batch)
-        complete, masked = (map_tensors(lambda t, view=view: t[:, view], batch.x) for view in (0, 1))
+        complete = map_tensors(lambda tensor: tensor[:, 0], batch.x)
+        masked = map_tensors(lambda tensor: tensor[:, 1], batch.x)
         named = _outputs(model, _joined(complete, masked), levels=any(self.weights.values()))
         first, second = model.head(named["features"]).split(count)
         parts = {
             "complete": example_losses(first, batch).mean(),
             "masked": example_losses(second, batch).mean(),
         }
-        teacher, student = (map_tensors(lambda t, i=i: t.split(count)[i], named) for i in (0, 1))
+        teacher = map_tensors(lambda tensor: tensor[:count], named)
+        student = map_tensors(lambda tensor: tensor[count:], named)
         if self.weights["feature"]:
             parts["feature"] = feature_distillation(student["features"], teacher["features"])
         unnamed = [
@@ -161,6 +163,5 @@ def _differing(complete: Tensor, masked: Tensor) -> Tensor:
 
 
 def _outputs(model: Network, x: Inputs, levels: bool) -> dict[str, Any]:
-    if levels and hasattr(model.featurizer, "outputs"):
-        return model.featurizer.outputs(x)
-    return {"features": model.featurizer(x)}
+    named: Any = getattr(model.featurizer, "outputs", None)
+    return named(x) if levels and named is not None else {"features": model.featurizer(x)}
