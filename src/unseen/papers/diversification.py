@@ -246,13 +246,17 @@ class Diversification(Reproduction):
                 curve(learners, "best", names, x, f"{method} at {other:g}", _SHADES[method, other])
         ratios.set(xlabel="spurious ratio of the unlabelled data", ylabel="accuracy, mean and 95 % interval")
         ratios.set_ylim(0.3, 1.0)
-        counts.set(xlabel="hypotheses, selected on a held-out half")
+        counts.set(xlabel="K")
         counts.set_xticks(range(len(COUNTS)), COUNTS)
         learners.set_xticks(range(3), ["perceptron", "CNN", "pretrained"])
-        for axes, title in ((ratios, "best of two"), (counts, "selected of K"), (learners, "best of two")):
+        for axes, title in (
+            (ratios, "best of two"),
+            (counts, "best of K on a held-out half"),
+            (learners, "best of two"),
+        ):
             axes.axhline(0.5, color="#999999", linewidth=1, linestyle=":")
             axes.set_title(title, fontsize="medium")
-            axes.legend(fontsize="small", frameon=False)
+            axes.legend(fontsize="small", frameon=False, loc="lower left")
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         return figure
