@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from unseen.errors import InputError
+from unseen.objectives import Loss
+from unseen.objectives.erm import ERM
 from unseen.objectives.example_weights import (
     Table,
     attribute_groups,
@@ -14,6 +16,7 @@ from unseen.objectives.example_weights import (
 from unseen.shifts.arrays import from_arrays
 from unseen.shifts.shift import Shift
 from unseen.shifts.tables import from_dataframe
+from unseen.testing import ContractError, check_objective
 from unseen.testing.toy import ToyStage, toy_batch
 from unseen.training import Learner, train
 from unseen.training.batched import Run, can_batch, train_many
@@ -114,3 +117,38 @@ def test_arrays_and_tables_bring_weights():
     frame = pd.DataFrame({"x": [1.0, 2, 3, 4], "y": list("uvuv"), "d": list("aabb"), "w": [1, 2, 0.5, 0]})
     shift = from_dataframe(frame, "y", "d", weight="w")
     assert shift.weight.tolist() == [1, 2, 0.5, 0] and list(shift.inputs.columns) == ["x"]
+
+
+# ---- what the contract finds ----
+
+
+class HalfWeighted(ERM):
+    """Claims to carry weights, but its penalty does not."""
+
+    def forward(self, model, batch):
+        return Loss(super().forward(model, batch).total + model(batch.x).square().mean())
+
+
+class BeginsByChance(ERM):
+    def begin(self, stage):
+        with torch.no_grad():
+            stage.network.head.bias.add_(torch.rand(()))
+
+
+class FinishesBroken(ERM):
+    def finish(self, stage):
+        with torch.no_grad():
+            stage.network.head.bias.fill_(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        (HalfWeighted, "feels an example of weight zero"),
+        (BeginsByChance, "begins differently|uses torch's global random state|is not decided by the seed"),
+        (FinishesBroken, "leaves a network whose logits are not finite"),
+    ],
+)
+def test_an_objective_that_breaks_these_rules_is_told(broken, sentence):
+    with pytest.raises(ContractError, match=sentence):
+        check_objective(broken)

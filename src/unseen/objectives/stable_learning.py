@@ -53,6 +53,12 @@ class StableLearning(Objective):
     The last weights are in the result's `objective` under "values.values": log weights by id.
     """
 
+    mean: Tensor
+    square: Tensor
+    parts: Tensor
+    seed: Tensor
+    first: Tensor
+
     def __init__(
         self,
         clusters: int | Sequence[int] | None = None,
