@@ -87,7 +87,7 @@ class SeparateHeads(HypothesisHead):
 
     def __init__(self, heads: Sequence[nn.Linear]):
         super().__init__(len(heads), len(heads) * heads[0].in_features, heads[0].out_features)
-        self.heads = nn.ModuleList(heads)
+        self.heads: Any = nn.ModuleList(heads)
 
     @property
     def weight(self) -> Tensor:
@@ -132,7 +132,7 @@ class _SideBySide(nn.Module):
 
     def __init__(self, members: Sequence[nn.Module]):
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members: Any = nn.ModuleList(members)
 
     def forward(self, x: Any) -> Tensor:
         return torch.cat([member(x) for member in self.members], 1)
@@ -142,10 +142,11 @@ class Members(Hypotheses):
     """K whole networks of one architecture; trained one after the other or side by side."""
 
     featurizer: _SideBySide
+    head: SeparateHeads
 
     def member_logits(self, index: int, x: Any) -> Tensor:
         """(B, C) logits of one member; the others are not evaluated."""
-        return self.head.heads[index](self.featurizer.members[index](x))  # type: ignore[union-attr, operator]
+        return self.head.heads[index](self.featurizer.members[index](x))
 
     def freeze(self, index: int) -> None:
         """Put a member in evaluation mode: its batch statistics and dropout must not follow new inputs."""
