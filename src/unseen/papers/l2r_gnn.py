@@ -255,11 +255,11 @@ def measure_bias(
         torch.randperm(len(weights), generator=generator)
     ]  # of l2r, the last one
     shuffled = TrainingData(replace(data.split, shift=replace(shift, weight=dealt)))
-    judge("weights shuffled", Learner(objective="erm", **settings), shuffled)
+    judge("weights shuffled", Learner(objective=Spec("erm"), **settings), shuffled)
 
     grouped = TrainingData(known_groups(shift, truth, graphs).split([SAME, HALF, TURNED], seed=seed))
     quarter = max(1, settings["batch_size"] // 4)
-    judge("groupdro", Learner(objective="groupdro", **{**settings, "batch_size": quarter}), grouped)
+    judge("groupdro", Learner(objective=Spec("groupdro"), **{**settings, "batch_size": quarter}), grouped)
     return rows
 
 
