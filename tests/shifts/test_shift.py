@@ -134,20 +134,6 @@ def test_derived_seeds_differ_and_depend_on_order():
     assert derive_seed(1, 2) != derive_seed(2, 1)
 
 
-import numpy as np, pandas as pd, time, warnings
-from unseen.shifts.opening import open_shift
-from unseen import registry
-
-try:
-    open_shift("digts.csv", label="a", domain="b")
-except Exception as e:
-    print(repr(e))
-try:
-    open_shift("digts(per_domain=3)")
-except Exception as e:
-    print(repr(e))
-
-
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.05, 0.95), st.integers(0, 5))
 def test_a_share_of_the_unseen_rows_gives_inputs_without_labels(share, seed):
