@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from unseen.merging import merge_to_disk, open_checkpoint, read_recipe
 from unseen.merging.base import Method
 
 GTA = {"weight": [0.5, 0.3, 0.2], "density": [0.4, 0.7, 0.55]}
@@ -105,3 +106,78 @@ def test_magnitude_pruning_without_consensus_equals_peft(tensors):
     expected = base + theirs.magnitude_prune([m - base for m in models], torch.tensor(weights), 0.4)
     method = Method.of("task_arithmetic", sparsifier="magnitude", weight=weights, density=0.4)
     torch.testing.assert_close(method(models, base=base), expected, rtol=1e-5, atol=1e-6)
+
+
+RECIPES = {
+    "gradients and filters of slerp over slices": """
+slices:
+  - sources:
+      - {{model: {a}, layer_range: [0, 4]}}
+      - {{model: {b}, layer_range: [0, 4]}}
+merge_method: slerp
+base_model: {a}
+parameters:
+  t:
+    - {{filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}}
+    - {{filter: mlp, value: [1, 0.5, 0.7, 0.3, 0]}}
+    - value: 0.5
+dtype: float32
+""",
+    "gradients and filters of ties": """
+models:
+  - model: {a}
+    parameters: {{density: [1, 0.7, 0.1], weight: [{{filter: mlp, value: 0.5}}, {{value: 0.2}}]}}
+  - model: {b}
+    parameters: {{density: 0.5, weight: [0.1, 0.3, 0.7, 1]}}
+merge_method: ties
+base_model: {c}
+parameters: {{normalize: false, int8_mask: true, lambda: 0.8}}
+dtype: float32
+""",
+    "stacked layers": """
+slices:
+  - sources:
+      - {{model: {a}, layer_range: [0, 3]}}
+  - sources:
+      - {{model: {b}, layer_range: [1, 4]}}
+merge_method: passthrough
+dtype: float16
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def llamas(tmp_path_factory):
+    """Three small language models as transformers writes them."""
+    pytest.importorskip("mergekit.merge", reason="mergekit is not installed (extra `peers`)")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2
+    )
+    folder, paths = tmp_path_factory.mktemp("llamas"), {}
+    with torch.random.fork_rng():
+        for seed, name in enumerate("abc"):
+            torch.manual_seed(seed)
+            transformers.LlamaForCausalLM(config).save_pretrained(folder / name)
+            paths[name] = folder / name
+    return paths
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_give_what_mergekit_gives(name, llamas, tmp_path):
+    import yaml
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    text = RECIPES[name].format(**llamas)
+    options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False)
+    run_merge(
+        MergeConfiguration.model_validate(yaml.safe_load(text)), str(tmp_path / "theirs"), options=options
+    )
+    (tmp_path / "recipe.yaml").write_text(text)
+    ours = open_checkpoint(merge_to_disk(read_recipe(tmp_path / "recipe.yaml"), tmp_path / "ours"))
+    theirs = open_checkpoint(tmp_path / "theirs")
+    assert ours.tensors == theirs.tensors
+    for tensor in ours.tensors:
+        torch.testing.assert_close(ours.read(tensor), theirs.read(tensor), rtol=1e-5, atol=1e-6)
