@@ -222,7 +222,7 @@ class TRAMReproduction(Reproduction):
         figure = Figure(figsize=(11, 4.8), layout="constrained")
         values = table.set_index(["condition", "metric"]).value.sort_index()
         names = [condition.name for condition in self.conditions if condition.name in _COLOURS]
-        labels = {"text": "bits a character on other packages", "digits": "accuracy in other styles"}
+        labels = {"text": "bits a character, other packages", "digits": "accuracy in other styles"}
         present = [task for task in TASKS if f"{task}, {UNSEEN}" in set(table.metric)]
         rows = np.arange(len(names))[::-1]
         axes_of = np.atleast_1d(figure.subplots(1, len(present), sharey=True))
@@ -232,7 +232,7 @@ class TRAMReproduction(Reproduction):
                     found = mean_interval(values.loc[(name, f"{task}, {UNSEEN}")])
                     bars = [[found.estimate - found.low], [found.high - found.estimate]]
                     axes.errorbar(found.estimate, row, xerr=bars, fmt="o", color=_COLOURS[name], ms=5)
-            axes.set_xlabel(f"{labels[task]}, mean and 95 % interval over seeds")
+            axes.set_xlabel(f"{labels[task]}, mean and 95 % interval")
             axes.set_title(f"{task}: {'less' if task == 'text' else 'more'} is better")
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
