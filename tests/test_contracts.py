@@ -58,7 +58,7 @@ def stop_after(count):
     return progress
 
 
-SEVERAL_HEADS = {"divdis", "divdis-seq", "d-bat"}
+SEVERAL_HEADS = {"divdis", "divdis-seq", "d-bat", "drm"}
 ONE_HEAD = {"spectral-head", "udim", "udim-style"}
 AVERAGINGS = [None, *REGISTRIES["averaging"].names()]
 
