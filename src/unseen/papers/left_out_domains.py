@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unseen.errors import InputError
+from unseen.networks import Network
 from unseen.registry import Spec
 from unseen.shifts.opening import open_shift
 from unseen.shifts.shift import Shift
@@ -20,7 +22,18 @@ from unseen.training.learner import Learner
 def left_out_accuracy(
     objective: Spec, seed: int, shift: Shift | None = None, **settings: Any
 ) -> dict[str, float]:
-    """Accuracy on every domain of `shift` (default `image_folder`) when the others are trained on.
+    """Accuracy on every domain of `shift` (default `image_folder`) when the others are trained on; settings as in
+    `left_out_networks`."""
+    return {
+        name: float(np.mean(data.bank(network, "unseen").correct.numpy()))
+        for name, network, data in left_out_networks(objective, seed, shift, **settings)
+    }
+
+
+def left_out_networks(
+    objective: Spec, seed: int, shift: Shift | None = None, **settings: Any
+) -> Iterator[tuple[str, Network, TrainingData]]:
+    """Each domain of `shift` (default `image_folder`), a network trained on the others, and the data.
 
     settings  of the `Learner`, in place of DomainBed's defaults (5,000 steps of 32 images a domain, Adam at
               5e-5, the weights of the best ID validation) and the backbone of $UNSEEN_BACKBONE
@@ -35,13 +48,10 @@ def left_out_accuracy(
         "evaluations": 17,  # every 300 steps
     }
     learner = Learner(objective=objective, **{**defaults, **settings})
-    found = {}
     for name in shift.domains:
         split = shift.split(unseen=name, seed=seed)
         data = TrainingData(split)
-        network = fit(learner, split, seed=seed, data=data).network
-        found[name] = float(np.mean(data.bank(network, "unseen").correct.numpy()))
-    return found
+        yield name, fit(learner, split, seed=seed, data=data).network, data
 
 
 def image_folder() -> Path:

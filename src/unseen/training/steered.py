@@ -45,7 +45,7 @@ def settle(predictor: Predictor, inputs: Any, steering: Steering = Steering()) -
     """A predictor that answers, from now on, with the head that unlabelled `inputs` of one place choose.
 
     It is saved and exported like any other, and its answers depend on one example each. It has no sense of the
-    familiar, whose threshold belonged to the answers of another head: fit it anew where it is needed.
+    familiar, whose threshold belonged to the answers of another head, and no evaluation: fit and judge it anew.
     Its facts hold the head's name as "head".
     """
     if steering.unit != "batch" or steering.gamma is not None:
@@ -58,7 +58,8 @@ def settle(predictor: Predictor, inputs: Any, steering: Steering = Steering()) -
     chosen = int(steered.head[0])
     network = copy.deepcopy(network)
     network.head.choose(chosen)
-    facts = {**predictor.facts, "head": head_names(predictor)[chosen]}
+    facts = {name: fact for name, fact in predictor.facts.items() if name != "evaluation"}
+    facts["head"] = head_names(predictor)[chosen]
     return Predictor(network, predictor.preprocessing, predictor.classes, facts=facts)
 
 
