@@ -201,3 +201,20 @@ def test_two_processes_train_one_model(split):
     assert result.facts["steps"] == 60
     accuracy = [r["value"] for r in result.history if r["metric"] == "accuracy" and r["step"] == 59]
     assert sum(accuracy) / len(accuracy) > 0.85
+
+
+@pytest.mark.parametrize("name", ["arm", "mtl"])
+def test_a_network_that_reads_groups_is_judged_domain_by_domain(split, name):
+    data = TrainingData(split)
+    network = networks.build(f"{name}(support=8)", input_shape=(6,), classes=3).eval()
+    bank = data.bank(network, "validation")
+    shift = split.shift
+    for index in shift.domain[split.validation].unique():
+        rows = split.validation[shift.domain[split.validation] == index]
+        expected = network(data.preprocessing.finish(data.stored[rows]))
+        torch.testing.assert_close(bank.logits[shift.domain[split.validation] == index], expected)
+
+
+def test_groups_that_would_mix_domains_are_refused(split):
+    with pytest.raises(InputError, match="groups of 12 .* support=16"):
+        fit(Learner(network="mtl(support=12)", **SMALL), split)

@@ -70,7 +70,11 @@ class TrainingData:
     def bank(self, network: Network, role: Role | Tensor, device: torch.device | str = "cpu") -> Bank:
         """Outputs of `network` for the rows of a role (or for given rows)."""
         rows = role if isinstance(role, Tensor) else self.split.rows(role)
-        bank = network_outputs(network, self.preprocessing, take(self.stored, rows), device)
+        if hasattr(network.featurizer, "support") and len(rows):
+            # neighbours are seen together, and must be of one domain
+            bank = self._bank_by_domain(network, rows, device)
+        else:
+            bank = network_outputs(network, self.preprocessing, take(self.stored, rows), device)
         bank.labels, bank.domain, bank.ids = (
             self.split.shift.labels[rows],
             self.split.shift.domain[rows],
@@ -78,6 +82,20 @@ class TrainingData:
         )
         bank.domains = self.split.shift.domains
         return bank
+
+
+    def _bank_by_domain(self, network: Network, rows: Tensor, device: torch.device | str) -> Bank:
+        domain = self.split.shift.domain[rows]
+        order = domain.argsort(stable=True)
+        parts = rows[order].split(domain.bincount().tolist())
+        banks = [
+            network_outputs(network, self.preprocessing, take(self.stored, part), device)
+            for part in parts
+            if len(part)
+        ]
+        back = order.argsort()
+        features = torch.cat([bank.features for bank in banks])[back]
+        return Bank(features, torch.cat([bank.logits for bank in banks])[back], head=network.head)
 
 
 @torch.inference_mode()

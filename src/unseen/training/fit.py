@@ -134,6 +134,13 @@ def _require_what_it_needs(learner: Learner, objective: Objective, network: Netw
             "learns from examples of the unseen distribution without labels, but the split has none",
             "Set a share of the unseen domain apart, split(unseen=..., unlabelled=0.5), or choose another objective.",
         )
+    support = getattr(network.featurizer, "support", 1)
+    if learner.batch_size % support:
+        raise InputError(
+            f"network {str(network.spec)!r}",
+            f"reads groups of {support} examples of one domain, which do not divide a batch of {learner.batch_size}",
+            f"Give it support={learner.batch_size}.",
+        )
     if objective.needs_features and not any(p.requires_grad for p in network.featurizer.parameters()):
         raise InputError(
             f"objective {learner.objective.name!r}",

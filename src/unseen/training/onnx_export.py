@@ -21,6 +21,7 @@ import unseen
 from unseen.detection import Familiarity
 from unseen.errors import InputError, MissingExtra
 from unseen.networks import Bank
+from unseen.networks.low_rank_network import LowRankNetwork
 from unseen.shifts.preprocessing import ImagePreprocessing
 from unseen.training.predictor import Predictor
 
@@ -68,7 +69,9 @@ class _Deployed(nn.Module):
 
     def __init__(self, predictor: Predictor, familiarity: Familiarity | None):
         super().__init__()
-        self.network, self.preprocessing = copy.deepcopy(predictor.network), predictor.preprocessing
+        network = predictor.network
+        merged = network.merged() if isinstance(network, LowRankNetwork) else copy.deepcopy(network)
+        self.network, self.preprocessing = merged, predictor.preprocessing
         self.familiarity = copy.deepcopy(familiarity)
 
     def forward(self, x: Any) -> tuple[Tensor, ...]:
@@ -100,7 +103,7 @@ def _program(predictor: Predictor, familiarity: Familiarity | None) -> Any:
             f"has {size / 1e9:.1f} GB of weights; an ONNX file holds 2",
             "Save the model instead.",
         )
-    with _quiet():
+    with _quiet(), _without_fast_attention():
         program = torch.onnx.export(
             module,
             kwargs={"x": x},  # as a last positional argument, a dict would be taken for keywords
@@ -124,6 +127,17 @@ def _program(predictor: Predictor, familiarity: Familiarity | None) -> Any:
         }
     program.model.metadata_props.update(facts)
     return program
+
+
+@contextlib.contextmanager
+def _without_fast_attention() -> Iterator[None]:
+    """PyTorch's fused transformer layer, which frozen weights would take, has no counterpart in ONNX."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -85,14 +85,11 @@ class StackedSystem:
     ):
         self.streams, self.runs = streams, len(systems)
         self.template = copy.deepcopy(systems[0]).to(device)
-        self.parameters = {
-            name: torch.stack(values).to(device).requires_grad_()
-            for name, values in _collected([dict(s.named_parameters()) for s in systems])
-        }
-        self.buffers = {
-            name: torch.stack(values).to(device)
-            for name, values in _collected([dict(s.named_buffers()) for s in systems])
-        }
+        trained = {name for name, value in systems[0].named_parameters() if value.requires_grad}
+        tensors = [{**dict(s.named_parameters()), **dict(s.named_buffers())} for s in systems]
+        stacked = {name: torch.stack(values).to(device) for name, values in _collected(tensors)}
+        self.parameters = {name: value.requires_grad_() for name, value in stacked.items() if name in trained}
+        self.buffers = {name: value for name, value in stacked.items() if name not in trained}
         self.numbers = {p: torch.tensor(v, dtype=torch.float32, device=device) for p, v in numbers.items()}
 
     def __call__(self, batch: Batch) -> Loss:
