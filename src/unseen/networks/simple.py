@@ -193,7 +193,7 @@ def gcn(*, input_shape: Any, classes: int, width: int = 64, depth: int = 3) -> N
 def default_network(input_shape: Any) -> str:
     """The network that `auto` stands for: convolutions for images, an MLP for vectors, a GCN for graphs."""
     if isinstance(input_shape, dict):
-        return "gcn"
+        return "gcn" if "nodes" in input_shape else "multimodal"
     return {3: "cnn", 2: "transformer"}.get(len(input_shape), "mlp")
 
 

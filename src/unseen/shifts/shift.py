@@ -16,7 +16,7 @@ from torch import Tensor
 from unseen.errors import InputError, nearest
 from unseen.shifts.sampling import derive_seed
 
-Kind = Literal["array", "image", "table", "text", "graph"]
+Kind = Literal["array", "image", "table", "text", "graph", "multimodal"]
 
 
 def take(inputs: Any, rows: Tensor) -> Any:
