@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unseen.networks.freezing import is_frozen
+
 StateDict = dict[str, Tensor]
 
 
@@ -21,12 +23,23 @@ class Averaging:
     """Whether each number is averaged by itself, whatever the others and the validation loss are: then many
     runs can be averaged as one stack."""
 
+    chooses = False
+    """Whether `choose` does anything: such a run is trained by itself, not in a stack."""
+
     def setup(self, *, steps: int) -> None:
         """Called once before training with the planned number of updates."""
+
+    def begin(self, model: nn.Module) -> None:
+        """Called once before the first update, on the weights that training starts from; not in a resumed run."""
 
     def observe(self, step: int, model: nn.Module, validation_loss: float | None) -> None:
         """Called after update `step` (from 0); `validation_loss` (ID) is given at evaluations, else None."""
         raise TypeError(f"{type(self).__name__} must define observe")
+
+    def choose(self, score: Callable[[StateDict], float]) -> dict[str, Any]:
+        """Called once after the last update if `chooses`: settle what is left open by scores (higher is better) of
+        states on ID validation data. Gives facts about the choice, for the record of the run."""
+        return {}
 
     def result(self) -> StateDict | None:
         """The averaged state, or None when nothing was collected (keep the trained weights)."""
@@ -74,9 +87,10 @@ def has_batch_statistics(model: nn.Module) -> bool:
 def estimate_batch_statistics(model: nn.Module, batches: Callable[[], Any]) -> None:
     """Recompute running means and variances of batch normalisation: averaged weights have others.
 
-    `batches()` iterates over network inputs (Izmailov et al. 2018, section 3.2).
+    `batches()` iterates over network inputs (Izmailov et al. 2018, section 3.2). Frozen layers keep theirs.
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    layers = [layer for layer in norms if not is_frozen(layer)]
     momenta = [layer.momentum for layer in layers]
     training = model.training
     model.train()

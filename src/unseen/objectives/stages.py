@@ -23,6 +23,8 @@ class Stage(Protocol):
     steps    number of updates of the run
     batch_size
              number of examples in one of them, of all training domains together
+    learning_rate, weight_decay
+             of the run's optimizer, for an objective that trains something by itself
     """
 
     network: Network
@@ -32,6 +34,8 @@ class Stage(Protocol):
     domains: int
     steps: int
     batch_size: int
+    learning_rate: float
+    weight_decay: float
 
     def rows(self, role: Literal["train", "validation"]) -> Tensor:
         """(N,) int64 ids of the rows of a role."""

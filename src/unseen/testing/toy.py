@@ -52,6 +52,7 @@ class ToyStage:
         self.network, self.seed, self.device = network, seed, torch.device(device)
         self.classes, self.domains, self.size = CLASSES, domains, domains * PER_DOMAIN
         self.steps, self.batch_size = STEPS, self.size
+        self.learning_rate, self.weight_decay = 0.02, 0.0
 
     def rows(self, role: Literal["train", "validation"]) -> Tensor:
         held_out = torch.arange(self.size) % 4 == 3

@@ -52,6 +52,7 @@ class TrainingStage:
         self.size, self.classes = len(data.split.shift), len(data.split.shift.classes)
         self.domains = len(data.split.train_domains)
         self.steps, self.batch_size = learner.steps, self.domains * learner.batch_size
+        self.learning_rate, self.weight_decay = learner.learning_rate, learner.weight_decay
         self._trainings = 0
 
     def rows(self, role: Literal["train", "validation"]) -> Tensor:
