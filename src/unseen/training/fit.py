@@ -184,6 +184,7 @@ def fit(
     *,
     seed: int = 0,
     data: TrainingData | None = None,
+    start: StateDict | None = None,
     hardware: Hardware = Hardware(),
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
@@ -192,12 +193,15 @@ def fit(
 
     seed        decides initial weights, order of examples and all randomness of methods
     data        the split, already encoded (several learners can share it)
+    start       the network's state to begin from, such as that of an earlier predictor's network; default a new one
     checkpoint  file to save to and, when it exists, to go on from; the resumed run equals an unbroken one
     progress    called as progress(steps done, steps)
     Raises `TrainingDiverged` when the loss becomes NaN or infinite.
     """
     data = data or TrainingData(split, learner.backbone)
-    result = train(learner, data, seed=seed, hardware=hardware, checkpoint=checkpoint, progress=progress)
+    result = train(
+        learner, data, seed=seed, start=start, hardware=hardware, checkpoint=checkpoint, progress=progress
+    )
     network = build_system(learner, data, seed).network
     network.load_state_dict(result.state)
     return Predictor(
@@ -210,6 +214,7 @@ def train(
     data: TrainingData,
     *,
     seed: int = 0,
+    start: StateDict | None = None,
     hardware: Hardware = Hardware(),
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
@@ -218,12 +223,18 @@ def train(
     fabric = hardware.fabric()
     path = Path(checkpoint) if checkpoint is not None else None
     if hardware.devices > 1:
-        return _train_apart(fabric, learner, data, seed, path, hardware.precision)
-    return _train(fabric, learner, data, seed, path, hardware.precision, progress)
+        return _train_apart(fabric, learner, data, seed, path, hardware.precision, start)
+    return _train(fabric, learner, data, seed, path, hardware.precision, progress, start)
 
 
 def _train_apart(
-    fabric: Any, learner: Learner, data: TrainingData, seed: int, checkpoint: Path | None, precision: str
+    fabric: Any,
+    learner: Learner,
+    data: TrainingData,
+    seed: int,
+    checkpoint: Path | None,
+    precision: str,
+    start: StateDict | None,
 ) -> TrainingResult:
     """`_train` in processes of its own, one a device; the result comes back through a file (Fabric's queue
     would block on a state larger than a pipe holds)."""
@@ -239,6 +250,7 @@ def _train_apart(
                 seed=seed,
                 checkpoint=checkpoint,
                 precision=precision,
+                start=start,
             )
         )
         return TrainingResult(**torch.load(path, weights_only=True))
@@ -258,10 +270,13 @@ def _train(
     checkpoint: Path | None,
     precision: str,
     progress: Progress | None,
+    start: StateDict | None = None,
 ) -> TrainingResult:
     began = time.perf_counter()
     system = build_system(learner, data, seed)
     network = system.network
+    if start is not None:
+        _begin_from(network, start)
     resumes = checkpoint is not None and checkpoint.exists()
     staged = has_stages(system.objective)
     if staged and not resumes:
@@ -283,7 +298,7 @@ def _train(
     first, since_best, evaluation_seconds = 0, 0, 0.0
 
     if checkpoint is not None and resumes:
-        saved = load_checkpoint(checkpoint, learner, data, seed)
+        saved = load_checkpoint(checkpoint, learner, data, seed, start)
         system.load_state_dict(saved["system"])
         optimizer.load_state_dict(saved["optimizer"])
         rule.load_state_dict(saved["update"])
@@ -325,7 +340,7 @@ def _train(
                 and step in evaluations
                 and time.perf_counter() - last_saved > SECONDS_BETWEEN_CHECKPOINTS
             ):
-                save_checkpoint(checkpoint, fabric, learner, data, seed, {
+                save_checkpoint(checkpoint, fabric, learner, data, seed, start, {
                     "step": step + 1, "system": system.state_dict(), "optimizer": optimizer.state_dict(),
                     "update": rule.state_dict(), "averaging": average.state_dict() if average else {},
                     "best": best, "history": history, "since_best": since_best,
@@ -363,6 +378,16 @@ def _train(
         },
         objective={n: v.cpu() for n, v in system.objective.state_dict().items()} if staged else {},
     )
+
+
+def _begin_from(network: Network, start: StateDict) -> None:
+    try:
+        network.load_state_dict(start)
+    except RuntimeError as error:
+        reason = str(error).replace("\n\t", " ").rstrip(". ")
+        raise InputError(
+            "start", f"is no state of the learner's network ({reason})", "Give the state of one like it."
+        ) from None
 
 
 def _stage(
