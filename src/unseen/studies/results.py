@@ -20,9 +20,18 @@ from unseen.measures.accuracy_estimates import agreement, estimate_accuracy
 from unseen.measures.coverage import aurc, threshold_at_coverage
 from unseen.studies.plan import Rule
 from unseen.studies.select import PEEKS, select
-from unseen.studies.statistics import Comparison, Interval, accuracy_interval, paired_comparison
+from unseen.studies.statistics import (
+    Comparison,
+    Interval,
+    accuracy_interval,
+    effective_robustness,
+    paired_comparison,
+)
 from unseen.studies.store import Store
 from unseen.training import Learner
+
+PLAIN = "erm"
+"""The learner that other learners' robustness is measured against."""
 
 COVERAGE = 0.95
 """Share of ID validation that the threshold accepts at which detectors are compared."""
@@ -218,6 +227,32 @@ class Results:
             "n": sum(r["n"] for r in records),
         }
 
+    @cached_property
+    def effective_robustness(self) -> pd.DataFrame:
+        """Accuracy on an unseen domain above that of plain training with the same ID accuracy: a row a (method,
+        unseen domain) with `value` and `references`, the number of ERM runs (all draws and seeds) behind the line.
+
+        Domains are left out whose ERM runs are fewer than 10, or less than 2 points of ID accuracy apart in
+        standard deviation: no line can be drawn through them. Taori et al. 2020; see `statistics`.
+        """
+        plain = self.cells[(self.cells.method == PLAIN) & (self.cells.status == "done")]
+        final = self.metrics[(self.metrics.step == -1) & (self.metrics.metric == "accuracy")]
+        known = final[(final.role == "validation") & (final.domain == "all")].set_index("cell").value
+        records = []
+        for domain in self.unseen_domains:
+            unseen = final[(final.role == "unseen") & (final.domain == domain)].set_index("cell").value
+            pairs = pd.DataFrame({"known": known, "unseen": unseen}).loc[plain.cell].dropna()
+            pairs = pairs[((pairs > 0) & (pairs < 1)).all(axis=1)]
+            if len(pairs) < 10 or pairs.known.std() < 0.02:
+                continue
+            rows = self.table[(self.table.domain == domain) & self.table.id_accuracy.between(0, 1, "neither")]
+            values = effective_robustness(rows.id_accuracy, rows.accuracy, pairs.known, pairs.unseen)
+            records += [
+                {"method": m, "domain": domain, "value": float(v), "references": len(pairs)}
+                for m, v in zip(rows.method, values, strict=True)
+            ]
+        return pd.DataFrame(records, columns=["method", "domain", "value", "references"])
+
     def average_accuracy(self, method: str) -> Interval:
         """Accuracy averaged over unseen domains; the interval speaks of seeds and examples, not of new domains."""
         parts = [
@@ -384,6 +419,7 @@ class Results:
                 "against": {m: vars(c) for m, c in choice.against.items()},
             },
             "table": _records(self.table),
+            "effective_robustness": _records(self.effective_robustness),
             "estimates": _records(self.estimates),
             "familiarity": _records(self.familiarity),
             "pitfalls": self.pitfalls(),

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from unseen.detection.metrics import ood_metrics
+from unseen.measures.accuracy_estimates import estimate_accuracy
+from unseen.studies.results import Results
+from unseen.studies.study import Study
+
+SMALL = {"steps": 8, "batch_size": 16, "network": "linear", "evaluations": 1, "detectors": ("msp", "knn")}
+
+
+@pytest.fixture(scope="module")
+def searched(toy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searched")
+    Study(toy, ["erm", "groupdro"], unseen="d", seeds=2, search=8, **SMALL).run(folder)
+    return Results(folder)
+
+
+def test_effective_robustness_is_the_height_above_the_line_of_plain_runs(searched):
+    metrics, cells = searched.metrics, searched.cells
+    final = metrics[(metrics.step == -1) & (metrics.metric == "accuracy")]
+    known, unseen = [], []
+    for cell in cells[cells.method == "erm"].cell:
+        rows = final[final.cell == cell].set_index(["role", "domain"]).value
+        known.append(rows["validation", "all"])
+        unseen.append(rows["unseen", "d"])
+    slope, intercept = np.polyfit(logit(known), logit(unseen), 1)
+    found = searched.effective_robustness.set_index(["method", "domain"])
+    for row in searched.table[searched.table.domain == "d"].itertuples():
+        expected = row.accuracy - expit(intercept + slope * logit(row.id_accuracy))
+        assert found.value[row.method, "d"] == pytest.approx(expected, abs=1e-9)
+    assert (found.references == 18).all()
+
+
+def test_a_line_through_few_runs_is_not_drawn(toy, tmp_path):
+    Study(toy, ["erm"], unseen="d", seeds=2, **SMALL).run(tmp_path)
+    assert Results(tmp_path).effective_robustness.empty
+
+
+def test_estimates_and_familiarity_are_those_of_the_stored_outputs(searched):
+    chosen = searched.selected[searched.selected.method == searched.choice.method]
+    expected = {"cot": [], "auroc": []}
+    for cell in chosen.cell:
+        known, rows, new = searched.arrays(cell, "validation/logits", "validation/rows", "unseen/logits")
+        source, target = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (known, new))
+        expected["cot"].append(estimate_accuracy(source, searched.labels[rows], target)["cot"])
+        scores = searched.arrays(cell, "validation/score/knn", "unseen/score/knn")
+        expected["auroc"].append(ood_metrics(*scores, confidence=None).auroc)
+    estimates = searched.estimates.set_index("estimate").value
+    assert estimates["cot"] == pytest.approx(np.mean(expected["cot"]), abs=1e-6)
+    familiarity = searched.familiarity.set_index("detector")
+    assert familiarity.auroc["knn"] == pytest.approx(np.mean(expected["auroc"]))
+    assert set(familiarity.index) == {"msp", "knn"}
