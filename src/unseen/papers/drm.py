@@ -64,7 +64,7 @@ class DRMReproduction(Reproduction):
         "500 held-out images, the same at every angle, tested at nine angles in between and at the sources. "
         "Perceptron 196-128-64, Adam (1e-3), 500 steps of 64 images an angle, for ERM and DRM alike. Nothing was "
         "tuned. A batch that steers holds the 500 test images of an angle, unless the condition says otherwise. "
-        "Entropy chooses among the heads of the domains and the shared one. What the record shows: entropy mostly finds "
+        "Entropy chooses among the heads of the domains and the shared one. The record: entropy mostly finds "
         "the best head, but on one seed of five it took a wrong head for two angles (accuracy .2, not .6), which costs "
         "the claims on unseen angles; the discriminator, a score that the paper treats as an alternative, did not. "
         "DRM's shared head alone is a point below ERM.",
