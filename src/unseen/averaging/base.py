@@ -38,7 +38,8 @@ class Averaging:
 
     def choose(self, score: Callable[[StateDict], float]) -> dict[str, Any]:
         """Called once after the last update if `chooses`: settle what is left open by scores (higher is better) of
-        states on ID validation data. Gives facts about the choice, for the record of the run."""
+        states on ID validation data. Gives facts about the choice, for the record of the run. Who asks for scores
+        has a result."""
         return {}
 
     def result(self) -> StateDict | None:

@@ -34,17 +34,19 @@ def check_averaging(average: Buildable, *, device: torch.device | str = "cpu") -
             states.append(before)
         return states
 
-    def new() -> tuple[Averaging, nn.Module]:
+    def new(begun: bool = True) -> tuple[Averaging, nn.Module]:
         with seeded(0):
             model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(device)
         made = build()
         made.setup(steps=steps)
+        if begun:
+            made.begin(model)
         return made, model
 
     empty, _ = new()
     require(empty.result() is None, report, "has a result before it has seen a network: give None")
     seen, model = new()
-    states = walk(seen, model, 0, steps)
+    states = [copy.deepcopy(model.state_dict()), *walk(seen, model, 0, steps)]
     result = seen.result() or {}
     require(bool(result), report, "has no result after a whole training")
     require(set(result) == set(states[0]), report, "has a result with other names than the network's state")
@@ -74,7 +76,7 @@ def check_averaging(average: Buildable, *, device: torch.device | str = "cpu") -
     for cut in (1, 10, 19, steps - 2):
         interrupted, model = new()
         walk(interrupted, model, 0, cut)
-        resumed, _ = new()
+        resumed, _ = new(begun=False)
         resumed.load_state_dict(through_file(interrupted.state_dict(), report))
         walk(resumed, model, cut, steps)
         require(

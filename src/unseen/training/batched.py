@@ -117,7 +117,7 @@ def _judge(run: Run) -> _Judgement:
     trial = [Run(short, run.data, seed) for seed in (0, 1)]
     try:
         system = build_system(run.learner, run.data, run.seed)
-        problem = objection(system, run.data)
+        problem = objection(system, run)
         if problem is not None:
             return _Judgement(problem)
         together = train_program(trial, torch.device("cpu"))

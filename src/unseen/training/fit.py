@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from unseen.averaging import StateDict, estimate_batch_statistics, has_batch_statistics, snapshot
 from unseen.errors import InputError, TrainingDiverged, UnseenWarning
 from unseen.networks import FrozenBackbone, Network, build_network
+from unseen.networks.layers import layer_parameters, train_only
 from unseen.networks.simple import default_network
 from unseen.objectives import Loss, Objective
 from unseen.registry import Spec, averaging, objectives, updates
@@ -110,9 +111,12 @@ def _build_network(learner: Learner, objective: Objective, shape: Any, split: Sp
     elif spec.name == "auto":
         spec = Spec(default_network(shape), spec.parameters)
     classes = len(split.shift.classes)
-    return objective.make_network(
+    network = objective.make_network(
         lambda: build_network(spec, shape, classes), domains=len(split.train_domains)
     )
+    if learner.layers != ":":
+        train_only(network, learner.layers)
+    return network
 
 
 def _require_what_it_needs(learner: Learner, objective: Objective, network: Network, split: Split) -> None:
@@ -162,7 +166,25 @@ def check_learner(learner: Learner, split: Split) -> None:
     _require_what_it_needs(learner, objective, network, split)
 
 
-def build_optimizer(learner: Learner, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def parameter_groups(learner: Learner, system: TrainingSystem) -> list[dict[str, Any]]:
+    """All parameters in their order; neighbours whose layers have the same rate, `scale` times the learner's, are
+    one group (layer-wise learning rate decay: Howard & Ruder 2018, arXiv 1801.06146; Clark et al. 2020)."""
+    scales: dict[str, float] = {}
+    if learner.layer_decay < 1:
+        for height, names in enumerate(reversed(layer_parameters(system.network))):
+            scales |= {f"network.{name}": learner.layer_decay**height for name in names}
+    groups: list[dict[str, Any]] = []
+    for name, parameter in system.named_parameters():
+        scale = scales.get(name, 1.0)
+        if not groups or groups[-1]["scale"] != scale:
+            groups.append({"params": [], "scale": scale})
+        groups[-1]["params"].append(parameter)
+    return groups
+
+
+def build_optimizer(
+    learner: Learner, parameters: list[nn.Parameter] | list[dict[str, Any]]
+) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": learner.learning_rate, "weight_decay": learner.weight_decay}
     if learner.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=0.9, **options)
@@ -282,12 +304,14 @@ def _train(
     if staged and not resumes:
         system.to(fabric.device)
         system.objective.begin(_stage("begin", fabric, learner, data, seed, network, checkpoint, precision))
-    optimizer = build_optimizer(learner, list(system.parameters()))
+    optimizer = build_optimizer(learner, parameter_groups(learner, system))
     wrapped, optimizer = fabric.setup(system, optimizer)
     rule = updates.build(learner.update).bind(system, optimizer, backward=fabric.backward, clip=learner.clip)
     average = averaging.build(learner.averaging) if learner.averaging is not None else None
     if average is not None:
         average.setup(steps=learner.steps)
+        if not resumes:
+            average.begin(network)
     sampler = data.sampler(learner.batch_size, derive_seed(seed, fabric.global_rank))
     without_labels = None
     if system.objective.needs_unlabelled:
@@ -310,7 +334,7 @@ def _train(
     with torch.random.fork_rng():  # the caller's random state is not ours to change
         for step in range(first, learner.steps):
             for group in optimizer.param_groups:
-                group["lr"] = learner.learning_rate_at(step)
+                group["lr"] = learner.learning_rate_at(step) * group["scale"]
             further = None if without_labels is None else without_labels.rows(step)
             batch = data.batch(sampler.rows(step), step, fabric.device, further)
             generator = torch.Generator().manual_seed(derive_seed(seed, fabric.global_rank, step))
@@ -351,17 +375,27 @@ def _train(
             if learner.patience is not None and since_best >= learner.patience:
                 break
 
+    def settled(averaged: StateDict) -> StateDict:
+        """The network's state with averaged weights; batch statistics are estimated anew."""
+        network.load_state_dict(averaged)
+        if has_batch_statistics(network):
+            estimate_batch_statistics(
+                network,
+                lambda: (data.batch(sampler.rows(i), i, fabric.device).x for i in range(min(50, step + 1))),
+            )
+        return snapshot(network)
+
+    def score_of(averaged: StateDict) -> float:
+        settled(averaged)
+        return validation_score(evaluate(network, data, step, fabric.device))[0]
+
+    chosen = average.choose(score_of) if average is not None and average.chooses else {}
     state = average.result() if average is not None else None
     averaged = state is not None
-    if state is None:
+    if state is not None:
+        state = settled(state)
+    else:
         state = best["state"] if learner.keep == "best" else snapshot(network)
-    if averaged and has_batch_statistics(network):
-        network.load_state_dict(state)
-        estimate_batch_statistics(
-            network,
-            lambda: (data.batch(sampler.rows(i), i, fabric.device).x for i in range(min(50, step + 1))),
-        )
-        state = snapshot(network)
     if staged:
         network.load_state_dict(state)
         system.objective.finish(_stage("finish", fabric, learner, data, seed, network, checkpoint, precision))
@@ -373,6 +407,7 @@ def _train(
         history=history,
         facts={
             **run_facts(learner, data, seed, step, best["step"], averaged),
+            **chosen,
             "seconds": round(time.perf_counter() - began, 3),
             "evaluation_seconds": round(evaluation_seconds, 3),
         },

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unseen.averaging import has_batch_statistics
 from unseen.objectives import Objective
-from unseen.registry import Spec, objectives
+from unseen.registry import Spec, averaging, objectives
 from unseen.training.data import TrainingData
 from unseen.training.fit import TrainingSystem
 from unseen.training.learner import Learner
@@ -34,8 +34,13 @@ class Run:
     seed: int = 0
 
 
-def objection(system: TrainingSystem, data: TrainingData) -> str | None:
-    """Why a network or its inputs cannot be stacked, as far as can be seen without trying; None if nothing is."""
+def objection(system: TrainingSystem, run: Run) -> str | None:
+    """Why a run cannot be stacked with others, as far as can be seen without trying; None if nothing is."""
+    learner, data = run.learner, run.data
+    if learner.layer_decay < 1:
+        return "Its layers have learning rates of their own, and a stack has one for each run."
+    if learner.averaging is not None and averaging.build(learner.averaging).chooses:
+        return "Its averaging chooses by validation, which a run does by itself."
     if has_stages(system.objective):
         return "Its objective works before or after the training, which a run does by itself."
     tensors = data.stored.values() if isinstance(data.stored, dict) else [data.stored]
@@ -97,6 +102,8 @@ def structure(run: Run) -> tuple[Any, ...]:
         learner.update,
         learner.averaging,
         learner.optimizer,
+        learner.layer_decay < 1,
+        learner.layers,
         learner.steps,
         learner.batch_size,
         learner.evaluations,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unseen.errors import InputError, nearest
+from unseen.networks.layers import parse_layers
 from unseen.registry import Spec, averaging, networks, objectives, updates
 
 
@@ -21,6 +22,9 @@ class Learner:
                      registered names, with options: "irm(penalty_weight=10)"; averaging and backbone may be None
     optimizer        "adam", "adamw" or "sgd" (momentum 0.9)
     learning_rate    peak learning rate
+    layer_decay      the rate of each layer is this times that of the layer above, in (0, 1]; the head has the whole
+    layers           which layers are trained, by position from the inputs to the head: ":" all, "-1" the head
+                     alone, "0" the first, "1:-1" those between (see `unseen.networks.layers`)
     weight_decay     decoupled for adamw, an L2 penalty otherwise
     schedule         "constant" or "cosine" (to zero)
     warmup           share of the steps in which the learning rate rises linearly, in [0, 1)
@@ -39,6 +43,8 @@ class Learner:
     backbone: Spec | None = None
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
+    layer_decay: float = 1.0
+    layers: str = ":"
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: float = 0.0
@@ -76,6 +82,11 @@ class Learner:
             raise InputError(
                 "learning_rate", f"is {self.learning_rate}", "Give a positive number such as 0.001."
             )
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(
+                "layer_decay", f"is {self.layer_decay}", "Give a factor in (0, 1], such as 0.75."
+            )
+        parse_layers(self.layers)
         if not 0 <= self.warmup < 1:
             raise InputError("warmup", f"is {self.warmup}", "Give the share of steps, from 0 to below 1.")
 

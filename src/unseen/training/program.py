@@ -59,7 +59,7 @@ def train_program(runs: list[Run], device: torch.device) -> list[Outcome]:
     optimizer = StackedOptimizer(learner.optimizer, list(system.parameters.values()), rates[0], decays)
     rule = updates.build(learner.update).bind(system.template, optimizer, clip=learner.clip, stacked=True)  # type: ignore[arg-type]
     resets = _resets(systems, learner.steps)
-    average = _Averages(runs) if learner.averaging is not None else None
+    average = _Averages(runs, system.network_state()) if learner.averaging is not None else None
     evaluations, last, evaluation_seconds = set(learner.evaluation_steps()), learner.steps - 1, 0.0
     best = {name: value.clone() for name, value in system.network_state().items()}
 
@@ -195,21 +195,22 @@ class _State:
 class _Averages:
     """Averaging of every run: of the stack as a whole where that is the same, else one by one."""
 
-    def __init__(self, runs: list[Run]):
+    def __init__(self, runs: list[Run], start: StateDict):
         spec, steps = runs[0].learner.averaging, runs[0].learner.steps
         first = averaging.build(spec)  # type: ignore[arg-type]
         self.whole = first.elementwise
         self.each = [first] if self.whole else [averaging.build(spec) for _ in runs]  # type: ignore[arg-type]
-        for average in self.each:
+        for index, average in enumerate(self.each):
             average.setup(steps=steps)
+            average.begin(_State(self._own(start, index)))  # type: ignore[arg-type]
 
     def observe(self, step: int, state: StateDict, losses: list[float] | None) -> None:
-        if self.whole:
-            self.each[0].observe(step, _State(state), None)  # type: ignore[arg-type]
-            return
         for index, average in enumerate(self.each):
-            own = {name: value[index] for name, value in state.items()}
-            average.observe(step, _State(own), None if losses is None else losses[index])  # type: ignore[arg-type]
+            loss = None if self.whole or losses is None else losses[index]
+            average.observe(step, _State(self._own(state, index)), loss)  # type: ignore[arg-type]
+
+    def _own(self, state: StateDict, index: int) -> StateDict:
+        return state if self.whole else {name: value[index] for name, value in state.items()}
 
     def result(self, index: int) -> StateDict | None:
         state = self.each[0 if self.whole else index].result()

@@ -33,7 +33,7 @@ class GSAM(PerturbedStep):
         self.highest_rate: float | Tensor = 0.0
 
     def radius(self, batch: Batch) -> float | Tensor:
-        rate = self.optimizer.param_groups[0]["lr"]  # (R,) when stacked
+        rate = self.optimizer.param_groups[-1]["lr"]  # that of the head, undamped; (R,) when stacked
         if isinstance(rate, Tensor):
             self.highest_rate = torch.maximum(torch.as_tensor(self.highest_rate).to(rate), rate)
             share = rate / self.highest_rate.clamp(min=1e-30)

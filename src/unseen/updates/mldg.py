@@ -61,7 +61,7 @@ class MLDG(TwoPassRule):
 
     @torch.no_grad()
     def _descend(self) -> None:
-        rate = self.optimizer.param_groups[0]["lr"] if self.inner_rate is None else self.inner_rate
+        rate = self.optimizer.param_groups[-1]["lr"] if self.inner_rate is None else self.inner_rate
         for parameter in self.parameters:
             if parameter.grad is not None:
                 step = self.per_run(rate, parameter) if isinstance(rate, torch.Tensor) else rate
