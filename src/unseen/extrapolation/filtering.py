@@ -1,0 +1,52 @@
+"""Which generated examples are kept: by a score, such as how well an image fits its prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unseen.errors import InputError
+from unseen.extrapolation.generators import Examples
+from unseen.extrapolation.proposals import DomainSpec
+
+Scorer = Callable[[Examples, DomainSpec, str], Any]
+"""(n examples, domain, class name) -> n scores, higher is better."""
+
+
+class filter_by_score:
+    """Keeps examples by a score. Mind that a filter prefers prototypes: look at what it rejects, class by class.
+
+    scorer    see `Scorer`: a CLIP similarity of image and prompt, the probability of the class by a probe, ...
+    keep      share, in (0, 1], of each cell's examples that is kept: the best
+    at_least  instead, the least score
+    """
+
+    def __init__(self, scorer: Scorer, *, keep: float | None = None, at_least: float | None = None):
+        if (keep is None) == (at_least is None):
+            raise InputError("keep, at_least", "are both given or both missing", "Give one of them.")
+        if keep is not None and not 0 < keep <= 1:
+            raise InputError("keep", f"is {keep}", "Give a share above 0, at most 1.")
+        self.scorer, self.keep, self.at_least = scorer, keep, at_least
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        name = getattr(self.scorer, "__qualname__", type(self.scorer).__name__)
+        return {"scorer": name, "keep": self.keep, "at_least": self.at_least}
+
+    def __call__(self, examples: Examples, spec: DomainSpec, cls: str) -> Tensor:
+        """(n,) bool: which examples are kept. Scores that are not numbers count as rejections."""
+        scores = torch.as_tensor(self.scorer(examples, spec, cls), dtype=torch.float64).reshape(-1)
+        if len(scores) != len(examples):
+            raise InputError(
+                "scorer", f"gave {len(scores)} scores for {len(examples)} examples", "Give one for each."
+            )
+        scores = torch.where(scores.isnan(), -math.inf, scores)
+        if self.at_least is not None:
+            return scores >= self.at_least
+        kept = torch.zeros(len(scores), dtype=torch.bool)
+        kept[scores.argsort(descending=True, stable=True)[: math.ceil(self.keep * len(scores))]] = True
+        return kept & (scores > -math.inf)
