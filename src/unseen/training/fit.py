@@ -392,10 +392,10 @@ def _train(
     chosen = average.choose(score_of) if average is not None and average.chooses else {}
     state = average.result() if average is not None else None
     averaged = state is not None
-    if state is not None:
-        state = settled(state)
-    else:
+    if state is None:
         state = best["state"] if learner.keep == "best" else snapshot(network)
+    elif has_batch_statistics(network):
+        state = settled(state)
     if staged:
         network.load_state_dict(state)
         system.objective.finish(_stage("finish", fabric, learner, data, seed, network, checkpoint, precision))

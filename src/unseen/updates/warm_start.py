@@ -10,23 +10,17 @@ from unseen.updates.base import LossFunction, UpdateRule
 
 
 @updates.register(
-    "lp-ft",
-    summary="A linear probe for the first half of training, then everything (LP-FT)",
-    paper="Kumar et al. 2022, arXiv 2202.10054",
-    preset={"head_steps": 150},
-)
-@updates.register(
     "warm-start",
     summary="Train the head alone first, then everything (the warm start of ERM++)",
-    paper="Teterwak et al. 2023, arXiv 2304.01973 (ERM++)",
+    paper="Teterwak et al. 2023, arXiv 2304.01973 (ERM++); Kumar et al. 2022, arXiv 2202.10054 (LP-FT)",
     search={"head_steps": ("choice", [0, 15, 30, 60])},
 )
 class WarmStart(UpdateRule):
     """The plain update, in whose first `head_steps` updates nothing but the network's head moves.
 
     What an objective owns waits like the features. The optimizer then starts afresh. The default is the share
-    that DomainBed gives it, 500 of 5000 steps, of a learner's 300. `lp-ft` gives the head half of them: the paper
-    trains it to convergence, because then fine-tuning distorts pretrained features least.
+    that DomainBed gives it, 500 of 5000 steps, of a learner's 300. LP-FT
+    trains the head to convergence first, say for half of them: then fine-tuning distorts the features least.
 
     ERM++ is `warm-start+swa(start=0.12)` on a pretrained `backbone`: its model parameter averaging is the mean
     of all weights from step 600 of 5000 on. The rest of it are no methods but settings: strong pretrained
