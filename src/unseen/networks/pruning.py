@@ -35,9 +35,9 @@ def prunable(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Para
                     "is reparametrized by torch.nn.utils.prune, and not zero where it is pruned",
                     "Call torch.nn.utils.prune.remove on it first.",
                 )
-            if _is_matrix(module, own) and not any(re.search(pattern, name) for pattern in exclude):
-                if not any(parameter is other for other in found.values()):
-                    found[name] = parameter
+            tied = any(parameter is other for other in found.values())
+            if _is_matrix(module, own) and not tied and not any(re.search(e, name) for e in exclude):
+                found[name] = parameter
     return found
 
 
