@@ -36,6 +36,7 @@ def entropies(network, x):
 def test_a_batch_takes_the_head_of_least_mean_entropy(network, x):
     found = Steering().answer(network, x)
     best = int(entropies(network, x).mean(1).argmin())
+    torch.testing.assert_close(found.gaps, entropies(network, x).mean(1, keepdim=True).expand(M + 1, 12))
     assert found.head.tolist() == [best] * 12 and found.weights[best].tolist() == [1.0] * 12
     torch.testing.assert_close(found.probabilities, network.all_logits(x)[best].softmax(-1))
 
@@ -205,6 +206,9 @@ def test_answers_are_in_evaluation_mode_and_leave_the_mode(network, x):
 def test_what_cannot_steer_says_so(network, x):
     plain = with_heads(Network(nn.Identity(), D, C), 2)
     assert len(Steering().answer(plain, x).probabilities) == 12  # entropy needs nothing but heads
+    with pytest.warns(UnseenWarning, match=r"single example to choose a head by\."):
+        alone = Steering().answer(plain, x[:1])
+    assert torch.equal(alone.head, alone.gaps.argmin(0))
     for by in ("prototype", "discriminator", "shared"):
         with pytest.raises(InputError, match="no heads of domains"):
             Steering(by=by).answer(plain, x)

@@ -56,6 +56,18 @@ def test_a_head_whose_domain_is_missing_is_not_trained():
     assert reached.tolist() == [True, False, True, True] and network.seen.tolist() == [1, 0, 1]
 
 
+def test_domains_that_have_no_head_are_refused():
+    objective, network = ready()
+    one = batch()
+    one.domains = M + 1
+    with pytest.raises(InputError, match="are 4, but the network has heads for 3"):
+        objective(network, one)
+    one = batch()
+    one.domain[0] = M  # the shared head is nobody's own
+    with pytest.raises(RuntimeError):
+        objective(network, one)
+
+
 def test_prototypes_do_not_move_when_a_batch_repeats():
     objective, network = ready()
     objective(network, batch())

@@ -42,11 +42,13 @@ class Steered:
     probabilities  (B, C), of the chosen head or the mixture
     weights        (K, B) of the heads for each example; they sum to one over K
     logits         (K, B, C) of every head
+    gaps           (J, B) of the first J heads, mean over the unit of each example: lower is a better fit
     """
 
     probabilities: Tensor
     weights: Tensor
     logits: Tensor
+    gaps: Tensor
 
     @property
     def predictions(self) -> Tensor:
@@ -141,15 +143,17 @@ class Steering:
         weights = self._weights(network, gaps)
         if self.by == "entropy" and self.unit != "example" and bool(alone.any()):
             warnings.warn(
-                "steering by entropy has a single example to choose a head by: it goes by prototypes instead. "
-                "Give more examples of one domain at a time.",
+                "steering by entropy has a single example to choose a head by"
+                + (": it goes by prototypes instead" if isinstance(network, DomainHeads) else "")
+                + ". Give more examples of one domain at a time.",
                 UnseenWarning,
                 stacklevel=4,
             )
-            nearby = replace(self, by="prototype")
-            instead = nearby._weights(network, nearby.gaps(network, features, logits))
-            weights = torch.where(alone, instead, weights)
-        return Steered(mixed_probabilities(logits, weights), weights, logits)
+            if isinstance(network, DomainHeads):
+                nearby = replace(self, by="prototype")
+                instead = nearby._weights(network, nearby.gaps(network, features, logits))
+                weights = torch.where(alone, instead, weights)
+        return Steered(mixed_probabilities(logits, weights), weights, logits, gaps)
 
     def _weights(self, network: Hypotheses, gaps: Tensor) -> Tensor:
         """(K, B) weights that sum to one, over the heads that have a gap: the others' are zero."""

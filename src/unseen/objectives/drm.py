@@ -56,6 +56,9 @@ class DRM(Objective):
 
     def forward(self, model: Network, batch: Batch) -> Loss:
         assert isinstance(model, DomainHeads)
+        if batch.domains != model.domains:
+            problem = f"are {batch.domains}, but the network has heads for {model.domains}"
+            raise InputError("domains of the batch", problem, "Train on the domains that it was made for.")
         features = model.featurizer(batch.x)
         if not batch.repeat:
             model.remember(features, batch.domain, batch.weight)

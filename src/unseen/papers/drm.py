@@ -210,8 +210,8 @@ class DRMReproduction(Reproduction):
         means.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
         places = np.arange(len(TARGETS))
         for name, style in _STYLES.items():
-            found = [values.loc[(name, target)].mean() for target in TARGETS]
-            angles.plot(places, found, linestyle="", label=name, **style)
+            heights = [values.loc[(name, target)].mean() for target in TARGETS]
+            angles.plot(places, heights, linestyle="", label=name, **style)
         angles.set(ylabel="accuracy at an unseen angle")
         angles.set_xticks(places, TARGETS, rotation=40, ha="right")
         angles.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, fontsize="small")
@@ -227,10 +227,10 @@ def rotated(seed: int, images: Any, digits: Any, protocol: Any) -> list[Row]:
     for sources in ANGLES:
         for name, accuracies in _from_sources(seed, images, digits, sources, protocol).items():
             found[name] |= {at(sources, angle): value for angle, value in accuracies.items()}
-    for accuracies in found.values():
+    for measured in found.values():
         for mean, names in ((UNSEEN, TARGETS), (SOURCES, SEEN)):
-            if all(name in accuracies for name in names):
-                accuracies[mean] = float(np.mean([accuracies[name] for name in names]))
+            if all(name in measured for name in names):  # adaptation sees unseen angles alone
+                measured[mean] = float(np.mean([measured[name] for name in names]))
     return [
         Row(name, metric, value) for name, measured in found.items() for metric, value in measured.items()
     ]

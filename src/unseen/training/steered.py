@@ -84,7 +84,7 @@ def _steer(
         steering = replace(steering, unit="group")
     with torch.no_grad():
         steered = steering.steer(network, features.to(predictor.device), number)
-    return network, Steered(steered.probabilities.cpu(), steered.weights.cpu(), steered.logits.cpu())
+    return network, Steered(**{name: value.cpu() for name, value in vars(steered).items()})
 
 
 def _domain_heads(predictor: Predictor) -> DomainHeads:
