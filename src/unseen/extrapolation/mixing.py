@@ -24,17 +24,20 @@ def mix(
     share: float = 0.5,
     budget: int,
     unseen: str | Iterable[str] = (),
+    as_domain: str | None = None,
     seed: int = 0,
 ) -> Shift:
     """A shift that trains on `budget` examples, real and synthetic, and keeps the unseen domains whole.
 
-    share   part of the budget, in [0, 1], that is synthetic: 0 is the control of the same budget without
-            synthesis, 1 is data-free training (hold all real domains out)
-    unseen  real domains to hold out, in `split(unseen=...)` of the result, too
-    seed    of the choice of examples, which is as even over domain x class as what there is allows
+    share      part of the budget, in [0, 1], that is synthetic: 0 is the control of the same budget without
+               synthesis, 1 is data-free training (hold all real domains out)
+    unseen     real domains to hold out, in `split(unseen=...)` of the result, too
+    as_domain  make all synthetic examples one domain of this name; None keeps their domains apart
+    seed       of the choice of examples, which is as even over domain x class as what there is allows
 
-    Training draws `batch_size` examples of every domain at each step: divide it by the number of domains when
-    runs are compared, or more domains are more compute. Choose the share by real validation examples; accuracy on
+    Training draws `batch_size` examples of every domain at each step. So divide it by the number of domains when
+    runs are compared, or more domains are more compute; and give `as_domain` where one real domain would drown
+    among many synthetic ones. Choose the share by real validation examples; accuracy on
     synthetic ones says little. Real groups and weights stay (synthetic examples are of group "synthetic", weight
     1), times don't.
 
@@ -47,18 +50,20 @@ def mix(
             raise InputError(f"unseen domain {name!r}", "is not a real domain", nearest(name, real.domains))
     if not 0 <= share <= 1:
         raise InputError("share", f"is {share}", "Give the synthetic part, from 0 to 1.")
-    _require_compatible(real, synthetic)
+    _require_compatible(real, synthetic, synthetic.domains if as_domain is None else (as_domain,))
     is_unseen = torch.isin(
         real.domain, torch.tensor([real.domains.index(n) for n in held_out], dtype=torch.int64)
     )
     from_synthetic = round(share * budget)
-    rows = balanced_rows(real, budget - from_synthetic, derive_seed(seed, 0), among=~is_unseen)
     if from_synthetic < budget and is_unseen.all():
         raise InputError("share", f"is {share}, but no real domain is left to train on", "Give 1.")
+    rows = balanced_rows(real, budget - from_synthetic, derive_seed(seed, 0), among=~is_unseen)
     kept = torch.cat([rows, is_unseen.nonzero().squeeze(1)]).sort().values
     if from_synthetic == 0:
         return replace(real.subset(kept), time=None, source={}) if len(kept) < len(real) else real
     added = synthetic.subset(balanced_rows(synthetic, from_synthetic, derive_seed(seed, 1)))
+    if as_domain is not None:
+        added = replace(added, domain=torch.zeros_like(added.domain), domains=(as_domain,))
     return _joined(real.subset(kept), added) if len(kept) else added
 
 
@@ -150,7 +155,7 @@ def of_domains(shift: Shift, domains: Sequence[int]) -> Shift:
     )
 
 
-def _require_compatible(real: Shift, synthetic: Shift) -> None:
+def _require_compatible(real: Shift, synthetic: Shift, domains: Sequence[str]) -> None:
     if set(real.classes) != set(synthetic.classes):
         odd = sorted(set(real.classes) ^ set(synthetic.classes))[0]
         lacks = "synthetic" if odd in real.classes else "real"
@@ -165,7 +170,7 @@ def _require_compatible(real: Shift, synthetic: Shift) -> None:
             f"are of kinds {real.kind!r} and {synthetic.kind!r}",
             "Generate examples of the kind that was collected.",
         )
-    if same := set(real.domains) & set(synthetic.domains):
+    if same := set(real.domains) & set(domains):
         raise InputError(
             f"domain {min(same)!r}",
             "is real and synthetic",

@@ -83,19 +83,23 @@ def extrapolate(
     if disk is not None and not disk.domains():
         disk.write_domains(specs)
     made: dict[tuple[str, str], Examples] = {}
+    records: dict[tuple[str, str], dict[str, Any]] = {}
     wanted = [(d, c) for d in range(domains) for c in range(len(classes))]
     for done, (d, c) in enumerate(wanted):
         spec, cls = specs[d], classes[c]
         if disk is None or (spec.name, cls) not in disk.cells:
-            examples, record = _cell(generator, keep, spec, cls, per_cell, derive_seed(seed, d, c))
+            examples, records[spec.name, cls] = _cell(
+                generator, keep, spec, cls, per_cell, derive_seed(seed, d, c)
+            )
             _require_like(examples, next(iter(made.values()), examples), spec, cls)
             if disk is None:
                 made[spec.name, cls] = examples
             else:
                 made = {(spec.name, cls): examples}
-                disk.write(spec, cls, examples, record)
+                disk.write(spec, cls, examples, records[spec.name, cls])
         if progress is not None:
             progress(done + 1, len(wanted))
+    _warn(records, per_cell)
     shift = disk.open() if disk is not None else _in_memory(made)
     return replace(shift, name="extrapolated", description=f"{domains} synthetic domains for: {task}.")
 
@@ -125,23 +129,28 @@ def _cell(
         raise InputError(
             where, f"has no example left of {generated}", "Loosen the filter, or change the prompts."
         )
-    if kept < count:
-        warnings.warn(f"{where} has {kept} examples of {count}.", UnseenWarning, stacklevel=3)
     found = torch.cat(parts) if isinstance(parts[0], Tensor) else [text for part in parts for text in part]
-    keys = [_key(example) for example in found]
-    if len(keys) - len(set(keys)) > MANY_COPIES * len(keys):
-        warnings.warn(
-            f"{where} has {len(keys) - len(set(keys))} of {len(keys)} examples that equal another: they teach no "
-            "more than one.",
-            UnseenWarning,
-            stacklevel=3,
-        )
-    return found, {
-        "prompts": list(spec.prompts.get(cls, ())),
-        "seed": seed,
-        "generated": generated,
-        "kept": kept,
-    }
+    distinct = len({_key(example) for example in found})
+    record = {"prompts": list(spec.prompts.get(cls, ())), "seed": seed, "generated": generated, "kept": kept}
+    return found, {**record, "distinct": distinct}
+
+
+def _warn(records: dict[tuple[str, str], dict[str, Any]], per_cell: int) -> None:
+    """Say which cells are not full, and in which examples repeat."""
+    short = {cell: r for cell, r in records.items() if r["kept"] < per_cell}
+    copied = {cell: r for cell, r in records.items() if r["kept"] - r["distinct"] > MANY_COPIES * r["kept"]}
+    for cells, key, what in (
+        (short, "kept", f"fewer than {per_cell} examples"),
+        (copied, "distinct", "examples that equal another and teach no more than one"),
+    ):
+        if cells:
+            (domain, cls), record = next(iter(cells.items()))
+            warnings.warn(
+                f"{len(cells)} of {len(records)} cells have {what}, such as class {cls!r} in domain {domain!r}: "
+                f"{record[key]} {key}.",
+                UnseenWarning,
+                stacklevel=3,
+            )
 
 
 def _checked(examples: Any, spec: DomainSpec, cls: str) -> Examples:
