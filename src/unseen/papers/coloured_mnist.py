@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,44 +73,76 @@ class ColouredDigits:
 
 
 def coloured_mnist(
-    images: Tensor, digits: Tensor, seed: int, *, test: int, copies: int, grey: bool = False
+    images: Tensor,
+    digits: Tensor,
+    seed: int,
+    *,
+    test: int,
+    copies: int,
+    grey: bool = False,
+    flips: tuple[float, float] = TRAIN_FLIPS,
+    noise: float = LABEL_NOISE,
 ) -> ColouredDigits:
     """Deal uint8 digits (N, 28, 28) to two training domains and one test set, which is coloured three times.
 
     A digit and its copies are in the same domain; each draws label noise and colour of its own.
-    grey  no colour at all: what a learner reaches that cannot see it
+    grey   no colour at all: what a learner reaches that cannot see it
+    flips  of the colour in the training domains
+    noise  share of labels that do not follow the digit
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(digits), generator=generator)
     parts = []
-    for flip, rows in zip(TRAIN_FLIPS, order[test:].tensor_split(len(TRAIN_FLIPS)), strict=True):
+    for flip, rows in zip(flips, order[test:].tensor_split(len(flips)), strict=True):
         pixels = images[rows].float()
         pixels = torch.cat([pixels, *(_moved(pixels, generator) for _ in range(copies))])
-        parts.append(_coloured(pixels, digits[rows].repeat(1 + copies), flip, grey, generator))
+        parts.append(_coloured(pixels, digits[rows].repeat(1 + copies), flip, noise, grey, generator))
     held, held_digits = images[order[:test]].float(), digits[order[:test]]
     return ColouredDigits(
         torch.cat([x for x, _ in parts]),
         torch.cat([y for _, y in parts]),
         torch.repeat_interleave(torch.tensor([len(y) for _, y in parts])),
-        {flip: _coloured(held, held_digits, flip, grey, generator) for flip in TEST_FLIPS},
+        {flip: _coloured(held, held_digits, flip, noise, grey, generator) for flip in TEST_FLIPS},
     )
 
 
+def new_network(data: ColouredDigits, protocol: Protocol) -> Network:
+    """A multi-layer perceptron as the scripts begin with it; weights are drawn from torch's global generator."""
+    network = build_network(Spec.make("mlp", width=protocol.width, depth=2), data.x.shape[1:], 2)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    return network
+
+
+def all_digits() -> tuple[Tensor, Tensor]:
+    """The 60,000 digits of which the official scripts train on 50,000: `mnist.npz` in Keras' layout."""
+    from unseen.shifts.builtin.data_folder import data_file
+
+    with np.load(data_file("mnist.npz")) as stored:
+        return torch.from_numpy(stored["x_train"]), torch.from_numpy(stored["y_train"].astype(np.int64))
+
+
 def train(
-    objective: Spec, data: ColouredDigits, protocol: Protocol, seed: int, *, domain: Tensor | None = None
+    objective: Spec,
+    data: ColouredDigits,
+    protocol: Protocol,
+    seed: int,
+    *,
+    domain: Tensor | None = None,
+    network: Network | None = None,
 ) -> tuple[Network, float]:
     """A multi-layer perceptron after the last step, and its weighted penalty in units of its risk then.
 
-    domain  other domains of the training examples than the true ones, for controls
+    domain   other domains of the training examples than the true ones, for controls
+    network  what training begins from, in place, instead of new weights
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, 1))
-        network = build_network(Spec.make("mlp", width=protocol.width, depth=2), data.x.shape[1:], 2)
-        for module in network.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+    if network is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(seed, 1))
+            network = new_network(data, protocol)
     network.to(device)
     loss_function = objectives.build(objective)
     loss_function.setup(features=network.features, classes=2, domains=len(TRAIN_FLIPS))
@@ -134,21 +167,26 @@ def train(
 
 
 @torch.inference_mode()
-def judge(network: Network, data: ColouredDigits) -> dict[str, float]:
-    """Accuracy at each test flip and the least of them; spectral distances of the head's Hessians, between the
-    training domains and, on average, from a training domain to the test set of the first flip."""
-    accuracy = {
+def accuracies(network: Network, data: ColouredDigits) -> dict[str, float]:
+    """Accuracy at each test flip, and the least of them."""
+    found = {
         f"flip {flip:g}": float((network(x).argmax(-1) == y).double().mean())
         for flip, (x, y) in data.tests.items()
     }
+    return {**found, "worst flip": min(found.values())}
+
+
+@torch.inference_mode()
+def judge(network: Network, data: ColouredDigits) -> dict[str, float]:
+    """Accuracy at each test flip and the least of them; spectral distances of the head's Hessians, between the
+    training domains and, on average, from a training domain to the test set of the first flip."""
     unseen, _ = data.tests[TEST_FLIPS[0]]
     features = network.featurizer(torch.cat([data.x, unseen]))
     domain = torch.cat([data.domain, torch.full((len(unseen),), len(TRAIN_FLIPS))])
     names = (*map(str, TRAIN_FLIPS), str(TEST_FLIPS[0]))
     distance = hessian_distance(Bank(features, network.head(features), domain=domain, domains=names))
     return {
-        **accuracy,
-        "worst flip": min(accuracy.values()),
+        **accuracies(network, data),
         "Hessian train-train": float(distance[0, 1]),
         "Hessian train-test": float(distance[:2, 2].mean()),
     }
@@ -161,9 +199,9 @@ def shuffled(domain: Tensor, seed: int) -> Tensor:
 
 
 def _coloured(
-    pixels: Tensor, digits: Tensor, flip: float, grey: bool, generator: torch.Generator
+    pixels: Tensor, digits: Tensor, flip: float, noise: float, grey: bool, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    labels = (digits >= 5) ^ (torch.rand(len(digits), generator=generator) < LABEL_NOISE)
+    labels = (digits >= 5) ^ (torch.rand(len(digits), generator=generator) < noise)
     colour = labels ^ (torch.rand(len(digits), generator=generator) < flip)
     channels = torch.stack([~colour, colour], 1).float()
     if grey:

@@ -214,10 +214,10 @@ class HessianAlignment(Reproduction):
             condition = unit.removeprefix(f"{LEFT_OUT}: ")
             accuracy = left_out_accuracy(FOLDER_OBJECTIVES[condition], seed)
             return [Row(condition, LEFT_OUT, float(np.mean(list(accuracy.values()))))]
-        from unseen.papers.coloured_mnist import PAPER, Protocol
+        from unseen.papers.coloured_mnist import PAPER, Protocol, all_digits
         from unseen.shifts.builtin.digit_images import mnist
 
-        images, digits = mnist() if scale == "laptop" else _all_digits()
+        images, digits = mnist() if scale == "laptop" else all_digits()
         return coloured_digits(unit, seed, images, digits, Protocol() if scale == "laptop" else PAPER)
 
     def plot(self, table: pd.DataFrame) -> Any:
@@ -263,16 +263,6 @@ def coloured_digits(condition: str, seed: int, images: Any, digits: Any, protoco
     return [
         Row(condition, name, value) for name, value in {**judge(network, data), "penalty": penalty}.items()
     ]
-
-
-def _all_digits() -> tuple[Any, Any]:
-    """The 60,000 digits of which the official script trains on 50,000."""
-    import torch
-
-    from unseen.shifts.builtin.data_folder import data_file
-
-    with np.load(data_file("mnist.npz")) as stored:
-        return torch.from_numpy(stored["x_train"]), torch.from_numpy(stored["y_train"].astype(np.int64))
 
 
 # Colours after Okabe & Ito (2008).
