@@ -1,4 +1,4 @@
-"""Everything that has a name: shifts, networks, objectives, update rules, averaging, detectors, papers.
+"""Everything that has a name: shifts, networks, objectives, update rules, averaging, detectors, selectors, papers.
 
 A method is one new file in its room; a decorator gives it a name, a line of summary and its paper.
 `unseen list`, the learner strings of the command line and the tables of the docs all read from here.
@@ -193,6 +193,8 @@ updates = Registry("update rule", "unseen.updates")
 averaging = Registry("averaging", "unseen.averaging")
 merging = Registry("merging method", "unseen.merging")
 detectors = Registry("detector", "unseen.detection")
+adaptation = Registry("adaptation", "unseen.adaptation")
+selectors = Registry("selector", "unseen.curation")
 papers = Registry("paper", "unseen.papers")
 
 REGISTRIES: dict[str, Registry] = {
@@ -203,6 +205,8 @@ REGISTRIES: dict[str, Registry] = {
     "averaging": averaging,
     "merging": merging,
     "detectors": detectors,
+    "adaptation": adaptation,
+    "selectors": selectors,
     "papers": papers,
 }
 

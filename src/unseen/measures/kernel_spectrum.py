@@ -31,8 +31,9 @@ def kernel_spectrum(
     method     "primal" multiplies out (D, D), "dual" (N, N), which have the same eigenvalues besides zeros;
                "auto" takes the smaller. The product is in the dtype of x, the eigenvalues in float64
 
-    Eigenvalues below 10 roundings of the largest are 0: orders below 1 would count them. Raises InputError for fewer than two rows, for rows of
-    zeros where they are to be normalised (their numbers are named), and for numbers that are not finite.
+    Eigenvalues below 10 roundings of the largest are 0: orders below 1 would count them.
+    Raises InputError for fewer than two rows, for rows of zeros where they are to be normalised (their numbers are
+    named), and for numbers that are not finite.
     """
     x = _floats("x", x)
     if method not in ("auto", "primal", "dual"):
