@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from unseen.testing.adaptation import check_adaptation
 from unseen.testing.averaging import check_averaging
 from unseen.testing.contract import ContractError, ContractReport
 from unseen.testing.detectors import check_detector
@@ -22,6 +23,7 @@ CHECKS: dict[str, Callable[..., ContractReport]] = {
     "updates": check_update,
     "averaging": check_averaging,
     "detectors": check_detector,
+    "adaptation": check_adaptation,
 }
 """The check of each kind, under the names of `unseen.registry.REGISTRIES`; the tests run all of them."""
 
@@ -29,6 +31,7 @@ __all__ = [
     "CHECKS",
     "ContractError",
     "ContractReport",
+    "check_adaptation",
     "check_averaging",
     "check_detector",
     "check_objective",

@@ -1,0 +1,82 @@
+"""DeYO: entropy is not enough; learn from predictions that need the object's shape (Lee et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from unseen.adaptation.augmentations import shuffle_patches
+from unseen.adaptation.base import GradientAdaptation
+from unseen.adaptation.normalisation import normalisation_parameters
+from unseen.adaptation.output_losses import softmax_entropy
+from unseen.adaptation.sar import LAST_STAGES
+from unseen.registry import adaptation
+from unseen.shifts.batch import Inputs
+
+
+def probability_drop(logits: Tensor, destroyed: Tensor) -> Tensor:
+    """(B,) PLPD: how far the predicted class's probability falls when the object is destroyed."""
+    label = logits.argmax(1, keepdim=True)
+    return (logits.softmax(1).gather(1, label) - destroyed.softmax(1).gather(1, label)).squeeze(1)
+
+
+@adaptation.register(
+    "deyo",
+    summary="Tent on sure examples whose prediction falls when patches are shuffled",
+    paper="Lee et al. 2024, arXiv 2403.07366",
+    search={"learning_rate": ("log", 1e-5, 1e-2), "drop": ("choice", [0.1, 0.2, 0.3, 0.5])},
+)
+class DeYO(GradientAdaptation):
+    """For images (B, C, H, W). Defaults are those of the authors' code for ImageNet-C with ResNet-50.
+
+    entropy_share  tau_Ent as a share of ln C: examples of at least this entropy are left out
+    drop           tau_PLPD: examples whose probability falls by less when patches are shuffled are left out, too
+    weight_share   Ent_0 as a share of ln C, where the weight of the entropy is one
+    patches        the image is cut into patches x patches
+    skip           dotted names of modules whose normalisation stays as it is
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        learning_rate: float = 0.00025,
+        momentum: float = 0.9,
+        entropy_share: float = 0.5,
+        drop: float = 0.2,
+        weight_share: float = 0.4,
+        patches: int = 4,
+        skip: tuple[str, ...] = LAST_STAGES,
+        steps: int = 1,
+        prior: float = 0.0,
+        *,
+        seed: int = 0,
+    ):
+        self.entropy_share, self.drop, self.weight_share = entropy_share, drop, weight_share
+        self.patches, self.skip = patches, skip
+        super().__init__(
+            network,
+            learning_rate=learning_rate,
+            optimizer="sgd",
+            momentum=momentum,
+            steps=steps,
+            prior=prior,
+            seed=seed,
+        )
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return normalisation_parameters(self.network, self.skip)
+
+    def loss(self, x: Inputs) -> tuple[Tensor, Tensor | None]:
+        logits = self.network(x)
+        most, entropy = math.log(logits.shape[1]), softmax_entropy(logits)
+        # the whole batch is destroyed, not the sure examples alone: batch normalisation needs its company
+        with torch.no_grad():
+            destroyed = self.network(shuffle_patches(x, self.patches, self.generator))
+            drop = probability_drop(logits, destroyed)
+            chosen = (entropy < self.entropy_share * most) & (drop > self.drop)
+            weights = (self.weight_share * most - entropy).exp() + drop.exp()
+        if not chosen.any():
+            return logits, None
+        return logits, (weights * entropy)[chosen].mean()
