@@ -13,6 +13,8 @@ from unseen.errors import InputError
 NUMBER, BINARY, LEFT_OUT = -1, -2, -3
 """Kinds of a column; from 0 on, the number of the categorical variable that it is one value of."""
 LOG_NOISE = (-6.0, 2.0)
+PACE = 10.0
+"""Log-variance by parameter: a few hundred of Adam's steps must reach the noise of columns decoded well."""
 
 
 class ColumnKinds(nn.Module):
@@ -20,7 +22,7 @@ class ColumnKinds(nn.Module):
 
     All columns are numbers until `set` or `infer` says otherwise.
     kind   (D,) NUMBER, BINARY (two values: `low` and `low` + `span`), LEFT_OUT, or a categorical variable
-    noise  (D,) log-variance of numbers around what is decoded, learned and held within exp(-6) and exp(2)
+    noise  (D,) a tenth of the log-variance of numbers around what is decoded, learned; that is held to -6 to 2
     """
 
     kind: Tensor
@@ -83,7 +85,7 @@ class ColumnKinds(nn.Module):
 
     def losses(self, outputs: Tensor, x: Tensor) -> Tensor:
         """(B,) negative log-likelihood of inputs (B, D), in nats, summed over columns, but for a constant."""
-        noise = self.noise.clamp(*LOG_NOISE)
+        noise = (PACE * self.noise).clamp(*LOG_NOISE)
         number = ((x - outputs).square() * (-noise).exp() + noise) / 2
         bit = (x - self.low) / self.span
         binary = nn.functional.softplus(outputs) - bit * outputs

@@ -32,7 +32,7 @@ from unseen.shifts.sampling import derive_seed
     "cdsae",
     summary="Sequential autoencoder over ordered domains; predictions that another sex or race would not change",
     paper="Lin et al. 2023, arXiv 2309.13005",
-    search={"fairness": ("log", 1e-1, 1e1), "correlation": ("log", 1e-2, 1e0)},
+    search={"fairness": ("log", 1e-1, 1e1), "correlation": ("log", 1e-1, 1e1)},
 )
 class CDSAE(Objective):
     """Cross-entropy + elbo x (reconstruction + KL) + fairness x L_f + correlation x L_TC, the domains in order.
@@ -61,8 +61,8 @@ class CDSAE(Objective):
     def __init__(
         self,
         fairness: float = 1.0,
-        correlation: float = 0.1,
-        elbo: float = 0.05,
+        correlation: float = 1.0,
+        elbo: float = 0.2,
         warmup_steps: int = 100,
         attributes: int = 2,
         use_attribute: bool = True,
