@@ -77,9 +77,7 @@ def patched_digits(
         domain=domain,
         classes=DIGITS,
         domains=tuple(f"broken-{p:g}" for p in broken),
-        ids=[
-            f"optdigits/{row}/{name:g}" for row, name in zip(rows.tolist(), _of(broken, domain), strict=True)
-        ],
+        ids=[f"optdigits/{row}/{broken[d]:g}" for row, d in zip(rows.tolist(), domain.tolist(), strict=True)],
         description="A digit and many colours that agree with it in training; elsewhere each is broken at times.",
         source={"source": str(Spec.make("patched-digits", **options))},
     )
@@ -100,7 +98,3 @@ def shown_digits(shift: Shift) -> Tensor:
 def _colours(patches: int, seed: int) -> Tensor:
     """(P, 10, 3) colours of each patch for each digit."""
     return torch.rand(patches, 10, 3, generator=torch.Generator().manual_seed(derive_seed(seed, 1)))
-
-
-def _of(broken: Sequence[float], domain: Tensor) -> list[float]:
-    return torch.tensor(broken, dtype=torch.float64)[domain].tolist()
