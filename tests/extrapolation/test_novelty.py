@@ -72,7 +72,7 @@ def test_near_copies_by_definition():
 
 
 def test_copies_by_chance_are_no_leak():
-    real = cloud(0, 12, seed=3)[:, :2]
+    real = cloud(0, 40, seed=3)[:, :2]
     each = [near_copies(real[i : i + 1], np.delete(real, i, axis=0)) for i in range(len(real))]
     assert chance_copies(real) == pytest.approx(np.mean(each)) and 0 < np.mean(each) < 1
     assert np.isnan(chance_copies(real[:2]))
