@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class MultiHeadDistiller:
     """R heads on one featurizer, of which each learns what its teacher says; labels are never read.
 
     teachers     R networks of as many outputs
-    student      the network whose featurizer learns; the heads are new
+    student      the network whose featurizer learns; the heads are new, drawn from torch's global generator as
+                 layers are, and lie where the student lies
     targets      "hard": the teachers' classes; "soft": their probabilities
     temperature  divides the logits of teachers and heads for soft targets; the loss is multiplied by its square
                  (Hinton et al. 2015)
@@ -47,7 +48,9 @@ class MultiHeadDistiller:
             temperature,
             regression,
         )
-        self.network = with_heads(student, len(teachers)) if len(teachers) > 1 else student
+        self.network = student
+        if len(teachers) > 1:
+            self.network = with_heads(student, len(teachers)).to(student.head.weight.device)
 
     @property
     def heads(self) -> list[nn.Linear]:
@@ -65,14 +68,16 @@ class MultiHeadDistiller:
             found.append(head)
         return found
 
-    def logits(self, x: object) -> Tensor:
+    def logits(self, x: Any) -> Tensor:
         """(R, B, C) outputs of every head."""
         features = self.network.featurizer(x)
         head = self.network.head
         return head.all_logits(features) if isinstance(head, SharedHeads) else head(features).unsqueeze(0)
 
-    def taught(self, data: WholeData) -> Tensor:
-        """(R, N, C) what the teachers say: one-hot classes, probabilities or, for regression, their outputs."""
+    def taught(self, data: Any) -> Tensor:
+        """(R, N, C) what the teachers say of data (see `WholeData.of`): one-hot classes, probabilities or, for
+        regression, their outputs."""
+        data = WholeData.of(data)
         outputs = torch.stack([outputs_of(teacher, data) for teacher in self.teachers])
         if self.regression:
             return outputs
@@ -90,7 +95,7 @@ class MultiHeadDistiller:
 
     def fit(
         self,
-        data: WholeData,
+        data: Any,
         *,
         steps: int,
         learning_rate: float,
@@ -100,7 +105,9 @@ class MultiHeadDistiller:
         generator: torch.Generator,
     ) -> Network:
         """Train featurizer and heads, see `minimise`; the network answers with the mean of its heads."""
-        taught = self.taught(data).to(next(self.network.parameters()).device)
+        device = next(self.network.parameters()).device
+        data = WholeData.of(data, device)
+        taught = self.taught(data).to(device)
         minimise(
             self.network,
             lambda batch: self.loss(batch, taught[:, batch.ids]),
@@ -114,9 +121,10 @@ class MultiHeadDistiller:
         )
         return self.network
 
-    def agreement(self, data: WholeData) -> list[float]:
+    def agreement(self, data: Any) -> list[float]:
         """Share of the examples on which each head and its teacher name the same class; for regression the
         share of the teacher's variance that the head explains."""
+        data = WholeData.of(data)
         was_training = self.network.training
         self.network.eval()
         heads = outputs_of(self.logits, data)

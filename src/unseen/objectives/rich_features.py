@@ -172,14 +172,11 @@ class RichFeatures:
                 break
             models.append(model)
             rights.append(right)
-        distiller = MultiHeadDistiller(
-            models,
-            self._new_model(self.rounds, device),
-            self.targets,
-            self.temperature,
-            regression=self.threshold is not None,
-        )
+        student = self._new_model(self.rounds, device)
         with self._seeded(self.rounds + 1):
+            distiller = MultiHeadDistiller(
+                models, student, self.targets, self.temperature, regression=self.threshold is not None
+            )
             distiller.fit(
                 data,
                 steps=self.steps,

@@ -121,6 +121,6 @@ def minimise(
         optimizer.zero_grad()
         value = loss(data.draw(batch_size, shares, generator))
         if not torch.isfinite(value):
-            raise InputError("learning_rate", f"{learning_rate:g} makes the loss {float(value)}", "Lower it.")
+            raise InputError("learning_rate", f"{learning_rate:g} makes the loss {value.item()}", "Lower it.")
         value.backward()
         optimizer.step()

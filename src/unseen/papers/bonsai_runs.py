@@ -43,10 +43,10 @@ class Sizes:
     weights        of the penalty, over which the spread is taken
     """
 
-    protocol: Protocol = Protocol(copies=0, warmup=0, steps=200, penalty=1e4)
+    protocol: Protocol = Protocol(copies=0, warmup=0, steps=160, penalty=1e4)
     first: int = 60
     rounds: int = 300
-    head_steps: int = 500
+    head_steps: int = 400
     weights: tuple[float, ...] = (1e3, 1e4, 1e5)
 
 
@@ -63,7 +63,7 @@ def coloured(images: Tensor, digits: Tensor, seed: int, sizes: Sizes) -> Iterato
     unbalanced = _unbalanced(rich, data, sizes, seed)
 
     for condition, network in (("erm", rich.models[0]), ("second-round", rich.models[1]), ("rich", start)):
-        yield from _alone(condition, network, data)
+        yield from _alone(condition, network.cpu(), data)
     starts = {"random": _new(data, protocol, seed), "erm": rich.models[0], "rich": start}
     runs = {name: partial(_trained, network, data, sizes, seed) for name, network in starts.items()}
     for name, network in (
@@ -86,7 +86,7 @@ def coloured(images: Tensor, digits: Tensor, seed: int, sizes: Sizes) -> Iterato
                 others = [weight for weight in sizes.weights if weight != protocol.penalty]
                 worst[name] += [run(name, weight)["worst flip"] for weight in others]
             yield Row(condition, "spread", float(np.mean([np.std(values) for values in worst.values()])))
-        if condition in ("rich", "rich-frozen"):
+        if condition == "rich-frozen":
             yield Row(condition, "erm", run("erm", protocol.penalty)["worst flip"])
 
 
@@ -122,9 +122,11 @@ def discover(data: ColouredDigits, sizes: Sizes, seed: int) -> RichRepresentatio
 
 def _unbalanced(rich: RichRepresentation, data: ColouredDigits, sizes: Sizes, seed: int) -> Network:
     """The same models, distilled on the training examples as they are."""
-    student = _new(data, sizes.protocol, derive_seed(seed, 4))
     teachers = [copy.deepcopy(model).to(_device()) for model in rich.models]
-    distiller = MultiHeadDistiller(teachers, student.to(_device()))
+    student = _new(data, sizes.protocol, derive_seed(seed, 4)).to(_device())
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, 7))
+        distiller = MultiHeadDistiller(teachers, student)
     distiller.fit(
         WholeData.of(_whole(data), _device()),
         steps=sizes.rounds,
