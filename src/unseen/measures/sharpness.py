@@ -26,7 +26,7 @@ def epsilon_sharpness(
     """
     if not epsilon > 0 or steps < 1:
         raise InputError(f"epsilon {epsilon}, steps {steps}", "are not positive", "Try 0.001 and 10.")
-    with _frozen(network) as parameters:
+    with parameters_restored(network) as parameters:
         here = [p.detach().clone() for p in parameters]
         box = [epsilon * (p.abs() + 1) for p in here]
         start = best = None
@@ -56,7 +56,7 @@ def inconsistency_curve(
     One step along the gradient of that difference. Zero radius gives the difference at the parameters.
     Source: Shin et al. 2024, arXiv 2403.07329, the inconsistency that UDIM bounds.
     """
-    with _frozen(network), torch.no_grad():
+    with parameters_restored(network), torch.no_grad():
         sign = 1.0 if _loss(network, other) >= _loss(network, source) else -1.0
     return _along(network, [(other, sign), (source, -sign)], radii)
 
@@ -64,7 +64,7 @@ def inconsistency_curve(
 def _along(network: nn.Module, terms: list[tuple[Examples, float]], radii: Sequence[float]) -> Tensor:
     """The weighted sum of losses at each radius along its own gradient."""
     values = []
-    with _frozen(network) as parameters:
+    with parameters_restored(network) as parameters:
         here = [p.detach().clone() for p in parameters]
         _, gradients = _gradient(network, parameters, terms)
         length = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])).clamp(min=1e-12)
@@ -89,7 +89,7 @@ def _gradient(
 
 
 @contextmanager
-def _frozen(network: nn.Module) -> Iterator[list[nn.Parameter]]:
+def parameters_restored(network: nn.Module) -> Iterator[list[nn.Parameter]]:
     """The trainable parameters, with the network in evaluation mode; afterwards all is as it was."""
     training = [module for module in network.modules() if module.training]
     parameters = [p for p in network.parameters() if p.requires_grad]

@@ -14,6 +14,7 @@ from unseen.averaging import StateDict, estimate_batch_statistics, has_batch_sta
 from unseen.errors import InputError, UnseenWarning
 from unseen.merging.base import check_share
 from unseen.merging.checkpoints import check_same_tensors, open_checkpoint
+from unseen.networks.parameter_groups import Groups, grouped
 
 ALPHAS = tuple(index / 10 for index in range(11))
 
@@ -29,9 +30,15 @@ class Curve:
         """Largest fall of the score below the straight line between the ends, at least 0 (arXiv 2110.06296)."""
         return max(0.0, *(line - score for line, score in zip(self._line(), self.scores, strict=True)))
 
-    def gain(self) -> float:
-        """Best score minus that of the better end."""
-        return max(self.scores) - max(self.scores[self._first], self.scores[self._last])
+    def gain(self, alpha: float | None = None) -> float:
+        """Score at the share `alpha`, by default the best of all, minus that of the better end."""
+        score = max(self.scores) if alpha is None else self.scores[self._index(alpha)]
+        return score - max(self.scores[self._first], self.scores[self._last])
+
+    def fails(self) -> bool:
+        """Whether the way is in vain: every score between the ends is below that of the better end."""
+        between = [alpha for alpha in self.alphas if 0 < alpha < 1]
+        return bool(between) and all(self.gain(alpha) < 0 for alpha in between)
 
     def best(self) -> float:
         """The share with the best score; the smallest of several."""
@@ -116,14 +123,15 @@ def layerwise_curves(
     evaluate: Callable[[StateDict], float],
     *,
     alphas: Sequence[float] = ALPHAS,
-    groups: Callable[[str], str] | None = None,
+    groups: Groups | None = None,
     anchor: str = "a",
     model: nn.Module | None = None,
     batches: Callable[[], Iterable[Any]] | None = None,
 ) -> dict[str, Curve]:
     """A curve for each group of tensors: only that group moves from a to b, the others stay at `anchor`.
 
-    groups  the group of a tensor's name; default the module that holds it
+    groups  the group of a tensor's name, or regular expressions by group; default the module that holds it. What is
+            in no group rests.
     anchor  "a" or "b"
 
     Evaluations: groups x alphas.
@@ -131,15 +139,16 @@ def layerwise_curves(
     if anchor not in ("a", "b"):
         raise InputError("anchor", f"is {anchor!r}", "Give 'a' or 'b'.")
     _check(a, b, model, batches)
-    group_of = {name: groups(name) if groups else name.rpartition(".")[0] for name in a}
+    members = grouped(a, groups or (lambda name: name.rpartition(".")[0]))
     resting = 0.0 if anchor == "a" else 1.0
     buffer: StateDict | None = None
     curves = {}
     with _restored(model):
-        for group in dict.fromkeys(group_of.values()):
+        for group, names in members.items():
             scores = []
+            moving = set(names)
             for alpha in alphas:
-                shares = {name: alpha if group_of[name] == group else resting for name in a}
+                shares = {name: alpha if name in moving else resting for name in a}
                 buffer = interpolate(a, b, shares, into=buffer)
                 scores.append(float(evaluate(_with_statistics(buffer, model, batches))))
             curves[group] = Curve(tuple(alphas), tuple(scores))
@@ -165,6 +174,15 @@ def _with_statistics(state: StateDict, model: nn.Module | None, batches: Any) ->
     if has_batch_statistics(model):
         estimate_batch_statistics(model, batches)
     return model.state_dict()
+
+
+def settled(
+    state: StateDict, evaluate: Callable[[StateDict], float], model: nn.Module | None, batches: Any
+) -> tuple[StateDict, float]:
+    """A copy of the state, with batch statistics estimated anew if a model is given, and its score."""
+    with _restored(model):
+        ready = {name: value.clone() for name, value in _with_statistics(state, model, batches).items()}
+        return ready, float(evaluate(ready))
 
 
 class _restored:
