@@ -15,7 +15,7 @@ Augment = Callable[[Inputs, torch.Generator], Inputs]
 """Inputs (B, ...) of a network and the source of randomness to changed inputs of the same shape."""
 
 ROTATION, TRANSLATION, SCALE = 15.0, 1 / 16, 0.1
-CONTRAST, SATURATION, BRIGHTNESS = 0.3, 0.5, 0.4
+BRIGHTNESS, CONTRAST, SATURATION, GAMMA = 0.4, 0.3, 0.5, 0.3
 BLUR, NOISE = 0.5, 0.005
 
 
@@ -24,20 +24,24 @@ def augment_images(x: Inputs, generator: torch.Generator, *, flip: bool = True) 
 
     x     (B, C, H, W), normalised as the network takes it
     flip  mirror every other image; not for digits and letters
-    Rotation by up to 15 degrees, translation by a 16th, scale by a tenth, contrast by 0.3, saturation by 0.5. The
-    range of pixels is not known here, so brightness is a shift by up to 0.4 of the image's own deviation, noise a
-    share of it, and hue and gamma stay as they are. Raises InputError for anything but images.
+    Rotation by up to 15 degrees, translation by a 16th, scale by a tenth; factors of brightness up to 0.4 from one,
+    contrast 0.3, saturation 0.5, and an exponent up to 0.3 from one. How pixels were normalised is not known here,
+    so black and white are the least and greatest value of each image, and hues stay as they are.
+    Raises InputError for anything but images.
     """
-    images = require_images(x)
-    images = _affine(images, generator, flip)
-    deviation = images.std((1, 2, 3), keepdim=True, correction=0)
-    mean = images.mean((2, 3), keepdim=True)
-    images = mean + (images - mean) * (1 + CONTRAST * _uniform(images, generator))
-    grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * (1 + SATURATION * _uniform(images, generator))
-    images = images + BRIGHTNESS * deviation * _uniform(images, generator)
-    images = _blur(images, BLUR * float(torch.rand((), generator=generator)))
-    return images + NOISE * deviation * torch.randn(images.shape, generator=generator).to(images)
+    images = _affine(require_images(x), generator, flip)
+    black = images.amin((1, 2, 3), keepdim=True)
+    spread = (images.amax((1, 2, 3), keepdim=True) - black).clamp(min=1e-6)
+    pixels = (images - black) / spread
+    pixels = (pixels * _factor(pixels, BRIGHTNESS, generator)).clamp(0, 1)
+    mean = pixels.mean((1, 2, 3), keepdim=True)
+    pixels = (mean + (pixels - mean) * _factor(pixels, CONTRAST, generator)).clamp(0, 1)
+    grey = pixels.mean(1, keepdim=True)
+    pixels = (grey + (pixels - grey) * _factor(pixels, SATURATION, generator)).clamp(1e-8, 1)
+    pixels = pixels ** _factor(pixels, GAMMA, generator)
+    pixels = _blur(pixels, BLUR * float(torch.rand((), generator=generator)))
+    pixels = pixels + NOISE * torch.randn(pixels.shape, generator=generator).to(pixels)
+    return black + pixels.clamp(0, 1) * spread
 
 
 def shuffle_patches(x: Inputs, patches: int, generator: torch.Generator) -> Tensor:
@@ -74,9 +78,9 @@ def require_images(x: Inputs) -> Tensor:
     return x
 
 
-def _uniform(images: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, 1, 1, 1) in [-1, 1)."""
-    return (2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1).to(images)
+def _factor(images: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """(B, 1, 1, 1) in [1 - most, 1 + most)."""
+    return (1 + most * (2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1)).to(images)
 
 
 def _affine(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:

@@ -38,7 +38,7 @@ def check_adaptation(method: str | Spec | Build, *, device: torch.device | str =
     for normalisation in NORMALISATIONS:
         network = _network(normalisation).to(device)
         try:
-            build(network=network, seed=0)
+            build(network=copy.deepcopy(network), seed=0)
         except InputError as error:
             report.facts[normalisation] = str(error)
             continue
@@ -177,7 +177,7 @@ def _network(normalisation: str) -> Network:
             loss.backward()
             optimizer.step()
         optimizer.zero_grad()
-    return network.eval()
+    return network.train()  # as training may leave it: adaptation is evaluation nevertheless
 
 
 def _batch(step: int, device: torch.device | str = "cpu", drift: float = 1.0) -> Tensor:
