@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from unseen.registry import REGISTRIES, Entry
+from unseen.registry import REGISTRIES, Entry, objectives
 from unseen.reports.reproductions import verdict_table
 
-METHODS, REPRODUCTIONS = "methods.md", "reproductions/README.md"
+METHODS, REPRODUCTIONS, BENCHMARKS = "methods.md", "reproductions/README.md", "benchmarks.md"
+LEARNING = ("objectives", "updates", "averaging")
+"""The kinds that are part of a learner: their pages say what a method needs and what its step costs."""
 
 
-def methods_page() -> str:
-    """Markdown of everything registered: a table a kind, with options and their defaults."""
+def methods_page(docs: str | Path = "docs") -> str:
+    """Markdown of everything registered: a table a kind, with options and their defaults; steps' costs are those
+    of the benchmarks page in `docs`."""
+    benchmarks = Path(docs) / BENCHMARKS
+    costs = _costs(benchmarks.read_text(encoding="utf-8")) if benchmarks.exists() else {}
     lines = [
         "# What there is",
         "",
-        "Made by `make docs` from the registries; `unseen list` prints the same.",
+        "Made by `make docs` from the registries; `unseen list` prints the same. Cost is a step's CPU time over that",
+        "of ERM as [measured](benchmarks.md): a perceptron 392-390-390-390, two domains of 64 examples, one thread.",
+        "Methods that share a file are settings of one engine.",
         "",
     ]
     for kind, registry in REGISTRIES.items():
-        lines += [f"## {kind}", "", "| name | what it is | options | paper |", "|---|---|---|---|"]
+        columns = ["name", "what it is", "options", "paper"]
+        if kind in LEARNING:
+            columns[2:2] = ["needs", "cost", "file"] if kind == "objectives" else ["cost", "file"]
+        lines += [f"## {kind}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         for entry in registry:
-            lines.append(f"| `{entry.name}` | {entry.summary} | {_options(entry)} | {entry.paper} |")
+            shown = {
+                "name": f"`{entry.name}`",
+                "what it is": entry.summary,
+                "needs": _needs(entry) if kind == "objectives" else "",
+                "cost": costs.get(entry.name, ""),
+                "file": entry.target.__module__.removeprefix("unseen.").replace(".", "/") + ".py",
+                "options": _options(entry),
+                "paper": entry.paper,
+            }
+            lines.append(f"| {' | '.join(shown[column] for column in columns)} |")
         lines.append("")
     return "\n".join(lines).replace("\n\n\n", "\n\n")
 
@@ -45,10 +65,28 @@ def reproductions_page(folder: str | Path) -> str:
 def write_documents(docs: str | Path = "docs") -> list[Path]:
     """Write the pages below `docs`; returns their paths."""
     docs = Path(docs)
-    pages = {METHODS: methods_page(), REPRODUCTIONS: reproductions_page(docs / "reproductions")}
+    pages = {METHODS: methods_page(docs), REPRODUCTIONS: reproductions_page(docs / "reproductions")}
     for name, text in pages.items():
         (docs / name).write_text(text)
     return [docs / name for name in pages]
+
+
+def _costs(benchmarks: str) -> dict[str, str]:
+    """Method -> its step over an ERM step, from the table of the benchmarks page."""
+    found = re.findall(
+        r"^\| (\S+) step: MLP 392-390-390-390, 2 x 64 \| ([\d.]+) \| x ERM", benchmarks, re.MULTILINE
+    )
+    return {"erm": "1", **dict(found)}
+
+
+def _needs(entry: Entry) -> str:
+    objective = objectives.build(entry.name)
+    needs = {
+        "several domains": objective.needs_domains,
+        "features to train": objective.needs_features,
+        "unlabelled examples": objective.needs_unlabelled,
+    }
+    return ", ".join(what for what, needed in needs.items() if needed)
 
 
 def _options(entry: Entry) -> str:
