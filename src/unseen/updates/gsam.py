@@ -19,7 +19,9 @@ from unseen.updates.perturbed import PerturbedStep
     search={"rho": ("log", 1e-2, 2e-1), "alpha": ("log", 1e-2, 1.0)},
 )
 class GSAM(PerturbedStep):
-    """Follow g' - alpha (g's part orthogonal to g') (algorithm 1; checked against the authors' PyTorch code).
+    """Follow g' - alpha (g's part orthogonal to g') (algorithm 1).
+
+    Checked against public code that derives from the authors'.
 
     rho, rho_min  the radius falls with the learning rate from `rho`, at the highest rate so far, to `rho_min`
                   at a rate of zero: (radius - rho_min) / (rho - rho_min) = rate / highest, as in the authors'
