@@ -48,5 +48,6 @@ class filter_by_score:
         if self.at_least is not None:
             return scores >= self.at_least
         kept = torch.zeros(len(scores), dtype=torch.bool)
-        kept[scores.argsort(descending=True, stable=True)[: math.ceil(self.keep * len(scores))]] = True
+        count = math.ceil((self.keep or 1.0) * len(scores))
+        kept[scores.argsort(descending=True, stable=True)[:count]] = True
         return kept & (scores > -math.inf)

@@ -181,7 +181,8 @@ def _require_compatible(real: Shift, synthetic: Shift, domains: Sequence[str]) -
 def _joined(real: Shift, synthetic: Shift) -> Shift:
     """All examples of both; classes are numbered as in `real`, synthetic domains after the real ones."""
     renumber = torch.tensor([real.classes.index(name) for name in synthetic.classes])
-    group, groups = None, ()
+    group: Tensor | None = None
+    groups: tuple[str, ...] = ()
     if real.group is not None:
         groups = (*real.groups, "synthetic")
         group = torch.cat([real.group, torch.full((len(synthetic),), len(real.groups))])

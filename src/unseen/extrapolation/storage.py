@@ -49,10 +49,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def rejections(folder: str | Path) -> pd.DataFrame:
-    """Generated, kept and rejected examples of every class, and the share that was rejected."""
-    cells = pd.DataFrame(read_manifest(folder)["cells"], columns=["domain", "class", "generated", "kept"])
-    table = cells.groupby("class", sort=False)[["generated", "kept"]].sum()
-    return table.assign(rejected=table.generated - table.kept, share=1 - table.kept / table.generated)
+    """Generated, rejected and kept examples of every class, and the share that a filter rejected.
+
+    A filter that rejects some classes more than others leaves the easy pictures of these.
+    """
+    cells = pd.DataFrame(read_manifest(folder)["cells"])
+    table = cells.groupby("class", sort=False)[["generated", "rejected", "kept"]].sum()
+    return table.assign(share=table.rejected / table.generated)
 
 
 class ExampleFolder:

@@ -109,7 +109,7 @@ def _cell(
 ) -> tuple[Examples, dict[str, Any]]:
     """At most `count` examples of one class in one domain, and what became of all that were generated."""
     parts: list[Examples] = []
-    generated = kept = 0
+    generated = accepted = kept = 0
     rounds = 1 if keep is None else ROUNDS
     for number in range(rounds):
         examples = _checked(generator.generate(spec, cls, count, derive_seed(seed, number)), spec, cls)
@@ -119,6 +119,7 @@ def _cell(
             examples = (
                 examples[chosen] if isinstance(examples, Tensor) else [examples[i] for i in chosen.tolist()]
             )
+        accepted += len(examples)
         examples = examples[: count - kept]
         kept += len(examples)
         parts.append(examples)
@@ -129,10 +130,15 @@ def _cell(
         raise InputError(
             where, f"has no example left of {generated}", "Loosen the filter, or change the prompts."
         )
-    found = torch.cat(parts) if isinstance(parts[0], Tensor) else [text for part in parts for text in part]
-    distinct = len({_key(example) for example in found})
-    record = {"prompts": list(spec.prompts.get(cls, ())), "seed": seed, "generated": generated, "kept": kept}
-    return found, {**record, "distinct": distinct}
+    found = _concatenated(parts)
+    return found, {
+        "prompts": list(spec.prompts.get(cls, ())),
+        "seed": seed,
+        "generated": generated,
+        "rejected": generated - accepted,
+        "kept": kept,
+        "distinct": len({_key(example) for example in found}),
+    }
 
 
 def _warn(records: dict[tuple[str, str], dict[str, Any]], per_cell: int) -> None:
@@ -187,16 +193,15 @@ def _key(example: Tensor | str) -> bytes:
     return hashlib.blake2b(raw, digest_size=16).digest()
 
 
+def _concatenated(parts: list[Examples]) -> Examples:
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if tensors else [str(text) for part in parts for text in part]
+
+
 def _in_memory(made: dict[tuple[str, str], Examples]) -> Shift:
-    examples = list(made.values())
-    x = (
-        torch.cat(examples)
-        if isinstance(examples[0], Tensor)
-        else [text for part in examples for text in part]
-    )
     places = [(domain, cls, row) for (domain, cls), part in made.items() for row in range(len(part))]
     return from_arrays(
-        x,
+        _concatenated(list(made.values())),
         np.array([cls for _, cls, _ in places]),
         np.array([domain for domain, _, _ in places]),
         ids=[f"{domain}/{cls}/{row:05d}" for domain, cls, row in places],
