@@ -46,7 +46,9 @@ def test_every_condition_is_measured_and_every_claim_has_a_number(small):
     assert not table.duplicated(["seed", "condition", "metric"]).any()
     assert set(table.condition) == {condition.name for condition in BANG.conditions}
     assert set(table.metric) == {name for name in BANG.metrics if not name.startswith(bang.LEFT_OUT)}
-    assert all(math.isfinite(claim.judge(table).mean) for claim in BANG.claims)
+    m = {(condition, metric): value for _, condition, metric, value in rows}
+    for claim in BANG.claims:
+        assert math.isfinite(claim.value(m) if claim.value else claim.pooled(table))
     assert len(reproduction.plot(table).axes) == 2
     torch.manual_seed(5)
     again = {row[:2]: row.value for row in reproduction.measure("patches", 0, "laptop")}
@@ -128,8 +130,8 @@ def test_looks_differ_and_shapes_can_be_told(generator):
 
 
 def test_contrastive_training_makes_a_zero_shot_classifier(generator):
-    network = zero_shot(*train_clip(0, pairs=1500, epochs=8, width=16, size=32))
-    x, y = examples(300, ("photo",), generator)
+    network = zero_shot(*train_clip(0, pairs=640, epochs=8, width=16, size=32, batch=64))
+    x, y = examples(200, ("photo",), generator)
     assert float((network(x).argmax(1) == y).float().mean()) > 0.4  # chance: 0.125
 
 
