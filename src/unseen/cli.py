@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unseen.curation.command import curate
 from unseen.merging.command import merge
 
 app = typer.Typer(
@@ -356,6 +357,7 @@ def reproduce(
             console.print(f"record  {write_record(outcome, record)}", highlight=False)
 
 
+app.command()(curate)
 app.command()(merge)
 
 

@@ -157,6 +157,13 @@ def require_model(model: nn.Module | None, what: str) -> nn.Module:
     return model
 
 
+def require_labels(pool: Pool, what: str, *, tokens: bool = False) -> None:
+    """Raise InputError where y is not (N,) labels or, with `tokens`, not (N, T)."""
+    if pool.y.dim() != (2 if tokens else 1):
+        form = "tokens (N, T), of language models" if tokens else "labels (N,), of classifiers"
+        raise InputError("y", f"has shape {tuple(pool.y.shape)}", f"{what} takes {form}.")
+
+
 @torch.no_grad()
 def per_example(
     model: nn.Module,

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unseen.curation.base import Pool, Selector, per_example, require_model
+from unseen.curation.base import Pool, Selector, per_example, require_labels, require_model
 from unseen.errors import InputError
 from unseen.networks.example_gradients import cross_entropy, token_cross_entropy
 from unseen.networks.gradient_methods import ExampleLoss
@@ -46,7 +46,11 @@ class LossSelector(Selector):
         self.prefer, self.loss = prefer, loss
 
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:
-        return preferred(per_example(require_model(model, "the loss"), pool, self.loss), self.prefer)
+        model = require_model(model, "the loss")
+        if self.loss in (cross_entropy, token_cross_entropy):
+            tokens = self.loss is token_cross_entropy
+            require_labels(pool, "Perplexity" if tokens else "Cross-entropy", tokens=tokens)
+        return preferred(per_example(model, pool, self.loss), self.prefer)
 
 
 @selectors.register(
@@ -59,7 +63,9 @@ class EL2NSelector(Selector):
         self.prefer = prefer
 
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:
-        return preferred(per_example(require_model(model, "the error"), pool, _error_length), self.prefer)
+        model = require_model(model, "the error")
+        require_labels(pool, "EL2N")
+        return preferred(per_example(model, pool, _error_length), self.prefer)
 
 
 @selectors.register(
@@ -72,7 +78,9 @@ class MarginSelector(Selector):
         self.prefer = prefer
 
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:
-        return preferred(-per_example(require_model(model, "the margin"), pool, _margin), self.prefer)
+        model = require_model(model, "the margin")
+        require_labels(pool, "The margin")
+        return preferred(-per_example(model, pool, _margin), self.prefer)
 
 
 def _error_length(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
