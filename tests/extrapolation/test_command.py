@@ -1,9 +1,12 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from unseen import extrapolation
 from unseen.errors import InputError
 from unseen.extrapolation.command import extrapolate
 from unseen.shifts import open_shift
@@ -69,3 +72,15 @@ def test_proposals_that_cannot_be_read(run, tmp_path, text):
     listed.write_text(text)
     with pytest.raises(InputError, match="cannot be read"):
         run("reviews", "--classes", "a,b", "--proposals", listed, "--text", "{cls}", "--out", tmp_path)
+
+
+def test_the_command_is_imported_without_torch():
+    code = "import sys, unseen.extrapolation.command; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_is_there():
+    for name in extrapolation.__all__:
+        assert getattr(extrapolation, name).__name__ == name
+    with pytest.raises(AttributeError, match="nonsense"):
+        extrapolation.nonsense  # noqa: B018
