@@ -143,6 +143,7 @@ def test_texts_and_tables():
     [
         ({"budget": 6}, r"less than one example for each of 6 cells"),
         ({"budget": 500}, "more than the 120 examples"),
+        ({"budget": 0}, "budget: is 0"),
         ({"budget": 60, "share": 1.5}, "share"),
         ({"budget": 60, "unseen": "zo"}, "Did you mean 'zoo'"),
         ({"budget": 60, "unseen": ("farm", "street", "zoo")}, "no real domain is left"),

@@ -27,7 +27,7 @@ def mix(
     as_domain: str | None = None,
     seed: int = 0,
 ) -> Shift:
-    """A shift that trains on `budget` examples, real and synthetic, and keeps the unseen domains whole.
+    """A shift with `budget` examples to train and validate on, real and synthetic, and the unseen domains whole.
 
     share      part of the budget, in [0, 1], that is synthetic: 0 is the control of the same budget without
                synthesis, 1 is data-free training (hold all real domains out)
@@ -37,9 +37,8 @@ def mix(
 
     Training draws `batch_size` examples of every domain at each step. So divide it by the number of domains when
     runs are compared, or more domains are more compute; and give `as_domain` where one real domain would drown
-    among many synthetic ones. Choose the share by real validation examples; accuracy on
-    synthetic ones says little. Real groups and weights stay (synthetic examples are of group "synthetic", weight
-    1), times don't.
+    among many synthetic ones. Choose the share by real validation examples; accuracy on synthetic ones
+    says little. Real groups and weights stay (synthetic examples are of group "synthetic", weight 1), times don't.
 
     Raises `InputError` for other classes or another kind of data on one side, a domain of the same name on both,
     a budget smaller than the number of cells or larger than what there is.
@@ -50,6 +49,10 @@ def mix(
             raise InputError(f"unseen domain {name!r}", "is not a real domain", nearest(name, real.domains))
     if not 0 <= share <= 1:
         raise InputError("share", f"is {share}", "Give the synthetic part, from 0 to 1.")
+    if budget < 1:
+        raise InputError(
+            "budget", f"is {budget}", "Give the number of examples, real and synthetic together."
+        )
     _require_compatible(real, synthetic, synthetic.domains if as_domain is None else (as_domain,))
     is_unseen = torch.isin(
         real.domain, torch.tensor([real.domains.index(n) for n in held_out], dtype=torch.int64)
@@ -60,7 +63,7 @@ def mix(
     rows = balanced_rows(real, budget - from_synthetic, derive_seed(seed, 0), among=~is_unseen)
     kept = torch.cat([rows, is_unseen.nonzero().squeeze(1)]).sort().values
     if from_synthetic == 0:
-        return replace(real.subset(kept), time=None, source={}) if len(kept) < len(real) else real
+        return replace(real.subset(kept), time=None, source={})
     added = synthetic.subset(balanced_rows(synthetic, from_synthetic, derive_seed(seed, 1)))
     if as_domain is not None:
         added = replace(added, domain=torch.zeros_like(added.domain), domains=(as_domain,))
