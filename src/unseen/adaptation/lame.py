@@ -30,7 +30,8 @@ def laplacian_assignment(log_probabilities: Tensor, affinity: Tensor, most_steps
 
     Every step decreases the objective when `affinity` is symmetric and positive semi-definite.
     """
-    result, last = log_probabilities, torch.inf
+    result = log_probabilities
+    last = float(laplacian_objective(result.exp(), log_probabilities, affinity))
     for _ in range(most_steps):
         result = (log_probabilities + affinity @ result.exp()).log_softmax(1)
         value = float(laplacian_objective(result.exp(), log_probabilities, affinity))
