@@ -211,10 +211,10 @@ class DataFreeExtrapolation(Reproduction):
     def plot(self, table: pd.DataFrame) -> Any:
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(11, 4.2), layout="constrained")
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
+        figure = Figure(figsize=(12, 4.2), layout="constrained")
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
         means = table.groupby(["condition", "metric"]).value
-        for axes, metric, other in ((left, MNIST, SOURCE), (middle, OPTDIGITS, "mnist")):
+        for axes, metric, other, place in ((left, MNIST, SOURCE, 64), (middle, OPTDIGITS, "mnist", 1)):
             for name, colour in _COLOURS.items():
                 counts = [n for n in COUNTS if (f"{name} {n}", metric) in means.groups]
                 found = [mean_interval(means.get_group((f"{name} {n}", metric))) for n in counts]
@@ -224,22 +224,31 @@ class DataFreeExtrapolation(Reproduction):
                 )
             reference = means.get_group((other, metric)).mean()
             axes.axhline(reference, color="#000000", linestyle=":", linewidth=1.2)
-            axes.annotate(
-                f"trained on {other.split()[0]}", (1, reference), xytext=(0, 3), textcoords="offset points"
-            )
+            side = "left" if place == 1 else "right"
+            said = f"trained on {other.split()[0]}"
+            axes.text(place, reference + 0.006, said, ha=side, va="bottom", fontsize="small")
             axes.set_xscale("log", base=2)
             axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
             axes.set(xlabel=f"synthetic domains, {BUDGET:,} digits in all", ylabel=f"accuracy on {metric}")
             axes.set_ylim(0.1, 0.8)
-        left.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        figure.legend(
+            *left.get_legend_handles_labels(),
+            loc="outside upper left",
+            ncols=4,
+            frameon=False,
+            fontsize="small",
+        )
         names = list(SINGLE_SOURCE)[::-1]
         found = [mean_interval(means.get_group((name, MNIST))) for name in names]
         mean, low, high = np.array([(i.estimate, i.low, i.high) for i in found]).T
         colours = [_COLOURS["knowledge"] if "knowledge" in name else "#999999" for name in names]
-        right.barh(names, mean, xerr=[mean - low, high - mean], color=colours)
+        right.barh(
+            [name.replace(", ", ",\n") for name in names], mean, xerr=[mean - low, high - mean], color=colours
+        )
         right.set(xlabel=f"accuracy on mnist, {SMALL_BUDGET:,} training digits")
         for axes in (left, middle, right):
             axes.grid(alpha=0.3)
+            axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
         return figure
 
