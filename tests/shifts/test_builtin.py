@@ -33,6 +33,7 @@ PACKAGED = {
     "coloured-digits": ("coloured-digits", 5000, 3, 0.65),
     "rotated-digits": ("rotated-digits(size=500)", 3000, 6, 0.6),
     "domino-digits": ("domino-digits", 5000, 3, 0.6),
+    "patched-digits": ("patched-digits", 2991, 4, 0.5),
     "penguins": ("penguins", 333, 3, 0.7),
     "cars": ("cars", 392, 3, 0.6),
     "diabetes": ("diabetes", 442, 3, 0.55),
@@ -102,7 +103,7 @@ def features_of(shift: Shift, rows: torch.Tensor):
 
 
 def test_every_registered_shift_is_tested():
-    generated = {"gaussian-shift", "spurious", "concept-shift", "label-shift", "drift"}
+    generated = {"gaussian-shift", "spurious", "concept-shift", "label-shift", "drift", "fair-circle"}
     ours = {e.name for e in registry.shifts if e.target.__module__.startswith("unseen.shifts")}
     assert ours == set(ALL) | generated
 

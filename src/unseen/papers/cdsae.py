@@ -14,7 +14,7 @@ from unseen.studies.statistics import mean_interval
 
 WEIGHTS = (0.1, 1.0, 10.0)
 ADULT = "adult"
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "laptop": {"steps": 300, "size": 500, "people": 8000},
     "full": {"steps": 3000, "size": 5000, "people": None},
 }
@@ -217,7 +217,7 @@ class CDSAEReproduction(Reproduction):
     def measure(self, unit: str, seed: int, scale: Scale) -> list[Row]:
         from unseen.papers.fair_sequences import adult, adult_run, circle_run
 
-        sizes: dict[str, Any] = SIZES[scale]
+        sizes = SIZES[scale]
         task, _, name = unit.rpartition(": ")
         if task == ADULT:
             shift = adult(seed, sizes["people"])

@@ -190,15 +190,16 @@ def _agrees_under_vmap(report: ContractReport, systems: list[TrainingSystem], ba
     parameters, buffers = stack_module_state(systems)  # type: ignore[arg-type]
     skeleton = copy.deepcopy(systems[0])
 
-    def total(parameters: Any, buffers: Any, x: Tensor, y: Tensor) -> Tensor:
-        one = Batch(x=x, y=y, domain=batch.domain, domains=DOMAINS, step=LATE)
+    def total(parameters: Any, buffers: Any, x: Tensor, y: Tensor, group: Tensor) -> Tensor:
+        one = Batch(x=x, y=y, domain=batch.domain, domains=DOMAINS, group=group, step=LATE)
         one.unlabelled = batch.unlabelled
         return functional_call(skeleton, (parameters, buffers), (one,)).total
 
     try:
         x = torch.stack([b.x for b in batches])  # type: ignore[misc]
         y = torch.stack([b.y for b in batches])
-        found = vmap(total)(parameters, buffers, x, y)
+        group = torch.stack([b.group for b in batches])  # type: ignore[misc]
+        found = vmap(total)(parameters, buffers, x, y, group)
     except RuntimeError as error:
         return str(error).splitlines()[0]
     close(found, expected, report, "gives another loss under vmap than alone")
