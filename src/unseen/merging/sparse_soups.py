@@ -119,6 +119,7 @@ class SparseSoup:
                 "is missing, but the network has batch statistics",
                 "Give batches of training inputs.",
             )
+        prunable(model)  # torch's reparametrized weights are refused before a copy of them fails
         model, masks, history = copy.deepcopy(model), None, []
         states: list[StateDict] = []
         for phase, sparsity in enumerate(sparsity_schedule(self.sparsity, self.phases)):
