@@ -4,8 +4,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from unseen.errors import InputError
-from unseen.extrapolation import ChatEndpoint
+from unseen.errors import InputError, UnseenWarning
+from unseen.extrapolation import ChatEndpoint, LLMProposer, TemplateTextGenerator, extrapolate, mix
+from unseen.shifts.arrays import from_arrays
+from unseen.training.fit import fit
+from unseen.training.learner import Learner
 
 
 def completion(text):
@@ -111,3 +114,36 @@ def test_a_server_that_is_down_is_named():
 def test_only_web_addresses_are_opened():
     with pytest.raises(InputError, match="no web address"):
         ChatEndpoint("file:///etc/passwd", "small")
+
+
+def test_from_an_endpoint_to_a_trained_model(server, tmp_path):
+    """The whole way, with an answer that cannot be read on it; the second time nobody is asked."""
+    words = {"good": ["fine", "splendid", "lovely"], "bad": ["poor", "awful", "dreadful"]}
+    domains = [
+        {"domain": name, "prompts": {cls: [f"{word} {name}" for word in words[cls]] for cls in words}}
+        for name in ("harbour", "attic", "farm")
+    ]
+    server.replies = [completion("Let me think."), completion(json.dumps(domains))]
+
+    def synthetic():
+        model = ChatEndpoint(server.url, "small", pause=0)
+        proposer = LLMProposer(
+            model, per_class=False, prompts=3, exclude=("shop",), answers=tmp_path / "answers"
+        )
+        generator = TemplateTextGenerator(["a {prompt}", "what a {prompt}"])
+        return extrapolate(
+            "reviews of places", ("good", "bad"), proposer, generator, domains=3, per_cell=6, folder=tmp_path
+        )
+
+    with pytest.warns(UnseenWarning, match="examples that equal another"):
+        made = synthetic()
+    assert len(server.requests) == 2 and made.domains == ("attic", "farm", "harbour")
+    assert "could not be used: it holds no JSON list" in server.requests[1][2]["messages"][0]["content"]
+    assert synthetic().fingerprint == made.fingerprint and len(server.requests) == 2
+
+    texts = ["a fine shop", "an awful shop", "a lovely place", "a poor place"] * 3
+    real = from_arrays(texts, ["good", "bad"] * 6, ["shop"] * 12)
+    shift = mix(real, made, share=1, budget=36, unseen="shop")
+    split = shift.split(unseen="shop")
+    predictor = fit(Learner(objective="coral", steps=60, batch_size=6, learning_rate=1e-2), split)
+    assert (predictor.predict(texts).label == ["good", "bad"] * 6).mean() == 1

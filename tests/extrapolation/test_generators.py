@@ -37,6 +37,11 @@ def test_templates_fill_every_place():
         TemplateTextGenerator(["{where}"]).generate(FOG, "dog", 1, 0)
 
 
+def test_what_fills_a_place_is_not_filled_again():
+    spec = DomainSpec("fog", prompts={"dog": ["a {prompt} in {braces}"]})
+    assert TemplateTextGenerator().generate(spec, "dog", 1, 0) == ["a {prompt} in {braces}"]
+
+
 class Pipeline:
     """Stands in for a pipeline of diffusers: an image whose grey level is drawn by its generator."""
 

@@ -85,12 +85,7 @@ class TemplateTextGenerator:
                 return str(fixed[place])
             return _chosen(self._words(place, spec, cls), generator)
 
-        text = _chosen(self.templates, generator)
-        while (
-            filled := re.sub(r"\{(\w+)\}", fill, text, count=1)
-        ) != text:  # prompts may have places as well
-            text = filled
-        return text
+        return re.sub(r"\{(\w+)\}", fill, _chosen(self.templates, generator))
 
     def _words(self, place: str, spec: DomainSpec, cls: str) -> Sequence[str]:
         if place == "prompt":
