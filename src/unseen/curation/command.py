@@ -53,7 +53,7 @@ def curate(
             from unseen.studies.scoring import score_shift
 
         _load_plugins(plugin)
-        given = {"label": label, "domain": domain, "text": text, "image_size": image_size}
+        given: dict[str, Any] = {"label": label, "domain": domain, "text": text, "image_size": image_size}
         names = _split(by)
         grouping = _check(names, keep, within, folder)
         with _said(console, f"opening {data}"):

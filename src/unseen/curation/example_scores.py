@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unseen.curation.base import Pool, Selector, per_example, require_labels, require_model
 from unseen.errors import InputError
 from unseen.networks.example_gradients import cross_entropy, token_cross_entropy
-from unseen.networks.gradient_methods import ExampleLoss
+from unseen.networks.gradient_methods import ExampleLoss, Model
 from unseen.registry import selectors
 
 Prefer = Literal["hard", "easy"]
@@ -83,12 +83,12 @@ class MarginSelector(Selector):
         return preferred(-per_example(model, pool, _margin), self.prefer)
 
 
-def _error_length(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _error_length(model: Model, x: Any, y: Tensor) -> Tensor:
     probabilities = model(x).softmax(-1)
     return (probabilities - nn.functional.one_hot(y, probabilities.shape[-1])).norm(dim=1)
 
 
-def _margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _margin(model: Model, x: Any, y: Tensor) -> Tensor:
     logits = model(x)
     label = logits.gather(1, y.unsqueeze(1))
     return label[:, 0] - logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from unseen.curation.example_scores import Prefer, preferred
 from unseen.errors import InputError
 from unseen.measures.learning_order import LearningOrder
 from unseen.networks.example_gradients import cross_entropy
+from unseen.networks.gradient_methods import Model
 from unseen.registry import selectors
 from unseen.shifts.batch import map_tensors
 from unseen.shifts.sampling import derive_seed
@@ -84,5 +85,5 @@ class DynamicsSelector(Selector):
         return order
 
 
-def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _correct(model: Model, x: Any, y: Tensor) -> Tensor:
     return (model(x).argmax(-1) == y).double()

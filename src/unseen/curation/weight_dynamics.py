@@ -69,7 +69,7 @@ def weight_dynamics_scores(
     return _static(model, pool, loss, layers, learning_rate)
 
 
-def output_layer(model: nn.Module) -> tuple[str, nn.Module]:
+def output_layer(model: nn.Module) -> tuple[str, Any]:
     """Name and module of what makes the logits: a language model's output embeddings, else the last linear layer."""
     given = getattr(model, "get_output_embeddings", lambda: None)()
     linear = [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear)]
@@ -87,7 +87,9 @@ def _static(
     with _watched(model, layers) as patterns, evaluating(model):
         gradients = ExampleGradients(model, loss, patterns)
         weights = {name: dict(model.named_parameters())[name].detach() for name in gradients.names}
-        don, nod, squares = [], [], []
+        don: list[Tensor] = []
+        nod: list[Tensor] = []
+        squares: list[Tensor] = []
         for chunk in gradients.chunks(pool.examples):
             parts = []
             for name, rows in chunk.items():
