@@ -74,8 +74,8 @@ def opened():
 
 def contents(shift: Shift) -> list[bytes | str]:
     """Something equal for equal inputs, per example."""
-    if shift.kind == "image":
-        return [image.numpy().tobytes() for image in shift.inputs]
+    if shift.kind in ("image", "array"):
+        return [one.numpy().tobytes() for one in shift.inputs]
     if shift.kind == "table":
         return pd.util.hash_pandas_object(shift.inputs, index=False).tolist()
     return list(shift.inputs)

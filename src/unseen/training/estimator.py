@@ -24,8 +24,8 @@ from unseen.training.learner import Learner
 class UnseenClassifier(ClassifierMixin, BaseEstimator):
     """A classifier of numeric features (N, D) that is trained by a `Learner` on one or several domains.
 
-    objective, update, averaging, network, optimizer, learning_rate, weight_decay, schedule, warmup, steps,
-    batch_size, clip, evaluations, patience, keep
+    objective, update, averaging, network, optimizer, learning_rate, layer_decay, layers, weight_decay, schedule,
+    warmup, steps, batch_size, clip, evaluations, patience, keep
                          as in `Learner`; methods are named as there: "irm(penalty_weight=10)"
     validation_fraction  share of each domain and class that is kept from training to measure on, in (0, 1)
     random_state         int, numpy RandomState, or None (draws from NumPy's global generator)
@@ -43,6 +43,8 @@ class UnseenClassifier(ClassifierMixin, BaseEstimator):
         network: str = "auto",
         optimizer: str = "adam",
         learning_rate: float = 1e-3,
+        layer_decay: float = 1.0,
+        layers: str = ":",
         weight_decay: float = 0.0,
         schedule: str = "constant",
         warmup: float = 0.0,
@@ -61,6 +63,8 @@ class UnseenClassifier(ClassifierMixin, BaseEstimator):
         self.network = network
         self.optimizer = optimizer
         self.learning_rate = learning_rate
+        self.layer_decay = layer_decay
+        self.layers = layers
         self.weight_decay = weight_decay
         self.schedule = schedule
         self.warmup = warmup
