@@ -25,9 +25,10 @@ class Adaptation:
              copied and never changed; the copy stays in evaluation mode
     seed     of everything random (augmentations, restored weights)
 
-    Subclasses define `answer(x)`. Everything that a method learns is in one of four places, so that `reset` is exact
+    Subclasses define `answer(x)`. Everything that a method learns is in one of five places, so that `reset` is exact
     and `state_dict` complete: tensors of `self.network` that `changing()` names, `self.memory` (which `begin`
-    makes), the optimizer, and the state of `self.generator`.
+    makes), the optimizer, the state of `self.generator`, and `self.prepared` (which `prepare` fills and `reset`
+    leaves).
     `unseen.testing.check_adaptation` checks all this.
     """
 
@@ -41,7 +42,9 @@ class Adaptation:
         module = getattr(network, "network", network)
         if not isinstance(module, nn.Module):
             raise InputError("network", f"is a {type(network).__name__}", "Give a Network or a predictor.")
-        if self.needs_head and not (hasattr(module, "featurizer") and isinstance(module.head, nn.Linear)):
+        if self.needs_head and not (
+            hasattr(module, "featurizer") and isinstance(getattr(module, "head", None), nn.Linear)
+        ):
             raise InputError(
                 f"network {type(module).__name__}",
                 f"has no featurizer and linear head, which {type(self).__name__} reads",
@@ -51,6 +54,7 @@ class Adaptation:
         self.seed = seed
         self.optimizer: torch.optim.Optimizer | None = None
         self.memory: State = {}
+        self.prepared: State = {}
         self._configure()
         self.network.eval()  # layers that came in, too
         self._source = {name: tensor.detach().clone() for name, tensor in self.changing().items()}
@@ -71,7 +75,10 @@ class Adaptation:
         return None
 
     def prepare(self, source: Iterable[Inputs]) -> None:
-        """Learn from batches of network inputs of the training distribution, without labels; most need none."""
+        """Learn from batches of network inputs of the training distribution, without labels; most need none.
+
+        A method that does sets `needs_source`, and starts from `reset`.
+        """
 
     def answer(self, x: Inputs) -> Tensor:
         """Logits (B, C) for checked inputs; gradients are enabled."""
@@ -92,7 +99,10 @@ class Adaptation:
             return self.answer(map_tensors(lambda t: t.clone() if t.is_inference() else t, x)).detach()
 
     def reset(self) -> None:
-        """Forget the stream: weights, memory, optimizer and random numbers are what they were at the beginning."""
+        """Forget the stream: weights, memory, optimizer and random numbers are what they were at the beginning.
+
+        What `prepare` learnt of the training distribution stays.
+        """
         self.restore_weights()
         self.memory = self.begin()
         self.generator = torch.Generator().manual_seed(self.seed)
@@ -111,6 +121,7 @@ class Adaptation:
                 "network": {name: tensor.detach() for name, tensor in self.changing().items()},
                 "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
                 "memory": self.memory,
+                "prepared": self.prepared,
                 "generator": self.generator.get_state(),
             }
         )
@@ -131,7 +142,8 @@ class Adaptation:
         self.optimizer = self.make_optimizer()
         if self.optimizer is not None:
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.memory = copy.deepcopy(dict(state["memory"]))
+        self.memory = copy.deepcopy(state["memory"])
+        self.prepared = copy.deepcopy(state["prepared"])
         self.generator.set_state(state["generator"])
 
 

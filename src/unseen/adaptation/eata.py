@@ -69,7 +69,6 @@ class EATA(GradientAdaptation):
         seed: int = 0,
     ):
         self.entropy_share, self.similarity, self.fisher_weight = entropy_share, similarity, fisher_weight
-        self.fisher: dict[str, Tensor] = {}
         super().__init__(
             network,
             learning_rate=learning_rate,
@@ -96,13 +95,14 @@ class EATA(GradientAdaptation):
             count += 1
         if not count:
             raise InputError("source", "has no batch", "Give inputs of the training distribution.")
-        self.fisher = {name: value / count for name, value in zip(self._parameters, total, strict=True)}
+        fisher = {name: value / count for name, value in zip(self._parameters, total, strict=True)}
+        self.prepared = {"fisher": fisher}
 
     def begin(self) -> State:
         return {"average": None}
 
     def loss(self, x: Inputs) -> tuple[Tensor, Tensor | None]:
-        if self.fisher_weight and not self.fisher:
+        if self.fisher_weight and not self.prepared:
             raise InputError(
                 "eata",
                 "has no Fisher information of the trained weights",
@@ -124,7 +124,7 @@ class EATA(GradientAdaptation):
     def _penalty(self) -> Tensor:
         """beta sum of Fisher times squared distance from the trained weights (equation 8)."""
         distances = (
-            (self.fisher[name] * (value - self._source[name]).square()).sum()
+            (self.prepared["fisher"][name] * (value - self._source[name]).square()).sum()
             for name, value in self._parameters.items()
         )
         return self.fisher_weight * torch.stack(list(distances)).sum()

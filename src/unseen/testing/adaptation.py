@@ -83,7 +83,7 @@ def _check(report: ContractReport, build: Build, network: Network, where: str) -
     found += [_answer(report, other, x, where) for x in batches[half:]]
     require(_same(answers, found), report, f"answers otherwise with the same seed, {where}")
 
-    resumed = _ready(build, network)
+    resumed = build(network=network, seed=3)
     resumed.load_state_dict(state)
     unbroken = _same(answers[half:], [_answer(report, resumed, x, where) for x in batches[half:]])
     require(unbroken, report, f"goes on otherwise from its state_dict than without a break, {where}")
