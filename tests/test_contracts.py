@@ -74,22 +74,24 @@ def test_combinations_train_and_resume_exactly(objective, update, data, tmp_path
         with pytest.raises(InputError, match="head"):
             train(Learner(objective=chosen, update=update, steps=3, batch_size=4), data, seed=1)
         return
+    stopped = AVERAGINGS[(len(objective) + len(update)) % len(AVERAGINGS)]  # the averagings take turns
     for average in AVERAGINGS:
         learner = Learner(
             objective=chosen, update=update, averaging=average, network="mlp(width=4, depth=1)",
             steps=3, batch_size=4, evaluations=3, keep="last",
         )  # fmt: skip
         whole = train(learner, data, seed=1)
-        path = tmp_path / f"{average}.pt"
-        with pytest.raises(Interrupted):
-            train(learner, data, seed=1, checkpoint=path, progress=stop_after(2))
-        assert path.exists()
-        resumed = train(learner, data, seed=1, checkpoint=path)
         start = build_system(learner, data, 1).network.state_dict()
-        for name, value in whole.state.items():
-            assert torch.isfinite(value).all(), name
-            assert torch.equal(value, resumed.state[name]), name
+        assert all(torch.isfinite(value).all() for value in whole.state.values())
         assert any(not torch.equal(value, start[name]) for name, value in whole.state.items())
+        if average == stopped:
+            path = tmp_path / "run.pt"
+            with pytest.raises(Interrupted):
+                train(learner, data, seed=1, checkpoint=path, progress=stop_after(2))
+            assert path.exists()
+            resumed = train(learner, data, seed=1, checkpoint=path)
+            for name, value in whole.state.items():
+                assert torch.equal(value, resumed.state[name]), name
 
 
 # ---- the checks find what is broken ----
