@@ -117,6 +117,15 @@ def test_tables_from_learner_to_model_folder(tmp_path):
         network.read_attribute(strange)
 
 
+def test_kinds_of_columns_may_be_said():
+    shift = fair_circle(domains=3, size=40, observed=False)
+    split = shift.split("period-03")
+    learner = Learner.parse("cdsae(use_attribute=False,columns=('number',3,'binary','number'))", steps=2)
+    assert fit(learner, split).network.columns.kind.tolist() == [-1, 0, 0, 0, -2, -1]
+    with pytest.raises(InputError, match="The inputs have 6"):
+        fit(Learner.parse("cdsae(columns=('number',))", steps=2), split)
+
+
 def test_no_gradient_of_the_penalty_reaches_the_generator(circle):
     network, data, hidden = circle
     x, attribute = data.stored[:20], nn.functional.one_hot(hidden.attribute[:20], 2).float()

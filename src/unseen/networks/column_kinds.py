@@ -37,7 +37,10 @@ class ColumnKinds(nn.Module):
         self.noise = nn.Parameter(torch.zeros(size))
 
     def set(self, columns: Sequence[Literal["number", "binary"] | int]) -> None:
-        """Say what the columns are, in their order; a whole number k stands for a variable of k one-hot columns."""
+        """Say what the columns are, in their order; a whole number k stands for a variable of k one-hot columns.
+
+        Which two values a binary column has is what `infer` saw, else 0 and 1.
+        """
         kinds, variables = [], 0
         for column in columns:
             if isinstance(column, int) and column >= 2:

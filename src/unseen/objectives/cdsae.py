@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from unseen.networks import Network
 from unseen.networks.causal_autoencoder import (
     DIMENSIONS,
     CausalAutoencoder,
+    Latents,
     Prior,
     as_causal_autoencoder,
     check_architecture,
@@ -49,6 +51,7 @@ class CDSAE(Objective):
     warmup_steps   in which KL, L_f and L_TC rise to their weights
     attributes     number of values of the attribute
     use_attribute  False keeps columns that hold the attribute from the network: it predicts without it
+    columns        kinds of the encoded inputs as for `ColumnKinds.set`; None reads them from the training rows
     dims, prior, width  of `CausalAutoencoder`
     noise_seed     draws are a function of it and of the training step
 
@@ -66,6 +69,7 @@ class CDSAE(Objective):
         warmup_steps: int = 100,
         attributes: int = 2,
         use_attribute: bool = True,
+        columns: Sequence[Literal["number", "binary"] | int] | None = None,
         dims: Sequence[int] = DIMENSIONS,
         prior: Prior = "lstm",
         width: int = 64,
@@ -78,7 +82,8 @@ class CDSAE(Objective):
         check_architecture(attributes, dims, prior, width)
         self.fairness, self.correlation, self.elbo = fairness, correlation, elbo
         self.warmup_steps, self.attributes, self.use_attribute = warmup_steps, attributes, use_attribute
-        self.dims, self.prior, self.width, self.noise_seed = tuple(dims), prior, width, noise_seed
+        self.columns, self.noise_seed = columns, noise_seed
+        self.dims, self.prior, self.width = tuple(dims), prior, width
 
     def make_network(self, build: Callable[[], Network], *, domains: int) -> Network:
         return as_causal_autoencoder(
@@ -98,6 +103,8 @@ class CDSAE(Objective):
             raise InputError("objective 'cdsae'", "got inputs that are no vectors", "Give it a table.")
         x = batch.x.flatten(1)
         network.columns.infer(x)
+        if self.columns is not None:
+            network.columns.set(self.columns)
         if batch.group is None:
             _warn("the data has no group, so there is no attribute to be fair about; name the group column")
             return
@@ -105,7 +112,10 @@ class CDSAE(Objective):
         found = network.featurizer.find_attribute(x, batch.group, read=self.use_attribute)
         network.columns.leave_out(network.featurizer.hides)
         if self.use_attribute and not found:
-            _warn("no column of the inputs holds the attribute, so predictions are made without it")
+            _warn(
+                "no column of the inputs holds the attribute, so predictions are made without it; name the group "
+                "among the features, too, or set use_attribute=False"
+            )
 
     def _check_attribute(self, batch: Batch) -> None:
         assert batch.group is not None
@@ -176,12 +186,12 @@ class CDSAE(Objective):
 
 
 def counterfactual_gap(
-    model: CausalAutoencoder, posteriors: Sequence, x: Tensor, attribute: Tensor, new: Tensor
+    model: CausalAutoencoder, posteriors: Latents, x: Tensor, attribute: Tensor, new: Tensor
 ) -> Tensor:
     """Mean squared distance of the class probabilities of inputs and of their counterfactuals."""
     with torch.no_grad():
         made = model.generate(x, attribute, new)
-    actual = model.head(torch.cat([posteriors[0].mean, posteriors[1].mean], 1))
+    actual = model.head(torch.cat([posteriors.semantic_a.mean, posteriors.semantic.mean], 1))
     return (actual.softmax(1) - model(made).softmax(1)).square().sum(1).mean()
 
 
