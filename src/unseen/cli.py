@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from unseen.curation.command import curate
+from unseen.extrapolation.command import extrapolate
 from unseen.merging.command import merge
 
 app = typer.Typer(
@@ -358,6 +359,7 @@ def reproduce(
 
 
 app.command()(curate)
+app.command()(extrapolate)
 app.command()(merge)
 
 
