@@ -197,6 +197,7 @@ def test_members_of_another_form_are_refused():
         SparseSoup(grows, 0.5).run(network())
 
 
+@pytest.mark.filterwarnings("ignore:weight:unseen.errors.UnseenWarning")
 def test_a_learner_retrains_with_its_zeros():
     generator = np.random.default_rng(0)
     labels = np.tile([0, 1], 45)

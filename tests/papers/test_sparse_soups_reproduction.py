@@ -81,6 +81,7 @@ def test_the_rate_rises_then_falls_to_zero(monkeypatch):
     assert np.diff(rates[1:]) == pytest.approx([-0.1 / 18] * 18)
 
 
+@pytest.mark.filterwarnings("ignore:weight:unseen.errors.UnseenWarning")
 def test_full_scale_prunes_what_a_learner_trained(monkeypatch):
     generator = np.random.default_rng(0)
     labels = np.tile([0, 1], 30)

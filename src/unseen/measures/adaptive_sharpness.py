@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy
 from unseen.errors import InputError
 from unseen.measures.sharpness import Examples, parameters_restored
 from unseen.networks.parameter_groups import Groups, grouped
-from unseen.shifts.batch import map_tensors
 from unseen.shifts.sampling import derive_seed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -121,11 +120,9 @@ def repeatable(examples: Examples | Iterable[tuple[Any, Tensor]]) -> Iterator[tu
 
 
 def _equal(a: Any, b: Any) -> bool:
-    same: list[bool] = []
-    left: list[Tensor] = []
-    map_tensors(lambda tensor: left.append(tensor) or tensor, a)
-    map_tensors(lambda tensor: same.append(torch.equal(left[len(same)], tensor)) or tensor, b)
-    return len(same) == len(left) and all(same)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
+    return torch.equal(a, b)
 
 
 def _average(

@@ -183,5 +183,7 @@ def folder_runs(seed: int) -> pd.DataFrame:
         return batch.x, batch.y
 
     half = len(split.validation) // 2
-    parts = split.validation[:half], split.validation[half:], split.unseen
-    return measured(model, (load_file(path) for path in files), *map(examples, parts), seed)
+    validation, seen = examples(split.validation[:half]), examples(split.validation[half:])
+    return measured(
+        model, (load_file(path) for path in files), validation, seen, examples(split.unseen), seed
+    )

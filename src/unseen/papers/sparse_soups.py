@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from unseen.papers.base import Card, Claim, Condition, Measured, Reproduction, Row, Scale
-from unseen.registry import papers
+from unseen.registry import Spec, papers
 from unseen.studies.statistics import mean_interval
 
 PHASES, MEMBERS, EPOCHS, DENSE_EPOCHS = 3, 3, 8, 12
@@ -278,7 +278,7 @@ class _Run:
         self.data = PooledDigits.draw(seed, size)
         self.dense = train(network(seed), self.data, seed=seed, epochs=epochs, warmup=0)
 
-    def soup(self, sparsity: float, epochs: int, average: str = "every", **vary: Any) -> Any:
+    def soup(self, sparsity: float, epochs: int, average: Any = "every", **vary: Any) -> Any:
         """A `SparseResult`; `vary` is by default the seeds of three members."""
         from unseen.merging.sparse_soups import SparseSoup
         from unseen.papers.pooled_digits import train
@@ -350,7 +350,7 @@ def left_out(name: str, seed: int, *, steps: int = 5000) -> float:
     shift = open_shift(image_folder())
     network = os.environ.get("UNSEEN_NETWORK", "resnet(width=64)")
     learner = Learner(
-        network=network, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, schedule="cosine", warmup=0.1,
+        network=Spec.of(network), optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, schedule="cosine", warmup=0.1,
         steps=steps, keep="last",
     )  # fmt: skip
     longer = learner.replace(steps=MEMBERS * steps) if name == "imp-longer" else learner
@@ -362,7 +362,7 @@ def left_out(name: str, seed: int, *, steps: int = 5000) -> float:
         dense = fit(learner, split, seed=seed, data=data).network
         vary = {"seed": [seed * MEMBERS + k for k in seeds]}
         soup = SparseSoup(retrainer(longer, split, data=data), SPARSITY, PHASES, vary)
-        bank = data.bank(soup.run(dense).model, "unseen")
+        bank = data.bank(soup.run(dense).model, "unseen")  # type: ignore[arg-type]
         found.append(float(bank.correct.float().mean()))
     return float(np.mean(found))
 
