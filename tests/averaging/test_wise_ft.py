@@ -75,6 +75,12 @@ def test_a_learner_gives_the_interpolation_of_what_it_starts_from_and_what_it_en
     assert found.facts["kept"] == "averaged"
 
 
+def test_the_start_that_a_run_is_given_is_one_end(data):
+    start = build_system(SMALL, data, 7).network.state_dict()
+    found = train(SMALL.replace(averaging="wise-ft(alpha=0.0)"), data, seed=1, start=start)
+    assert all(torch.equal(value, start[name]) for name, value in found.state.items())
+
+
 def test_a_learner_chooses_alpha_on_validation_and_records_it(data):
     chosen = train(SMALL.replace(averaging="wise-ft(alpha=None)"), data, seed=1)
     network = build_system(SMALL, data, 1).network

@@ -27,6 +27,7 @@ def batch(generator):
 def test_penalty_is_half_the_squared_distance_and_half_the_squared_head(batch):
     objective, network = made("l2-sp(penalty_weight=2.0, head_weight=0.5)")
     assert objective(network, batch).parts["distance"] == 0
+    batch.step = 1
     with torch.no_grad():
         network.featurizer.weight.add_(0.1)
     risk = nn.functional.cross_entropy(network(batch.x), batch.y)
@@ -38,6 +39,7 @@ def test_penalty_is_half_the_squared_distance_and_half_the_squared_head(batch):
 
 def test_the_pull_is_towards_the_start(batch):
     objective, network = made("l2-sp(penalty_weight=2.0, head_weight=0.0)")
+    batch.step = 1
     with torch.no_grad():
         network.featurizer.weight.add_(0.1)
     (plain,) = torch.autograd.grad(
@@ -51,6 +53,23 @@ def test_frozen_parameters_have_no_distance(batch):
     objective, network = made("l2-sp")
     network.featurizer.weight.requires_grad_(False).add_(1)
     assert objective(network, batch).parts["distance"] == 0
+
+
+def test_the_reference_is_what_a_run_begins_from():
+    data = TrainingData(spurious(size=200).split("agree-0.1"))
+    learner = Learner(
+        objective="l2-sp(penalty_weight=100.0)",
+        steps=40,
+        batch_size=16,
+        network="mlp(width=8, depth=1)",
+        keep="last",
+    )
+    other = build_system(learner, data, 5).network.state_dict()
+    state = train(learner, data, seed=0, start=other).state
+    for seed, near in ((5, True), (0, False)):
+        start = build_system(learner, data, seed).network.state_dict()
+        distance = float((state["featurizer.1.weight"] - start["featurizer.1.weight"]).norm())
+        assert (distance < 0.2) == near
 
 
 def test_features_stay_near_their_start_the_more_it_weighs():

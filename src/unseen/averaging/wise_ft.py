@@ -26,9 +26,9 @@ class WiseFT(Averaging):
 
     alpha  share of the fine-tuned weights theta_1, in [0, 1]; None takes the best of 0, 0.1, ..., 1 on ID
            validation data, never on unseen domains
-    after  share of training, in [0, 1), after which theta_0 is taken. From 0 on it is the start, whose head must
-           know the classes (zero-shot, or pretrained on them); a new head is trained first (LP-FT):
-           `warm-start(head_steps=150)` of 300 steps and after=0.5
+    after  share of training, in [0, 1), after which theta_0 is taken. From 0 on it is what training begins from
+           (`fit(..., start=zero_shot_network(...).state_dict())`), whose head must know the classes; a new head is
+           trained first (LP-FT): `warm-start(head_steps=150)` of 300 steps and after=0.5
 
     With the objective `bang` or `label-smoothing` this is BANG (Lin et al. 2024, arXiv 2309.17230).
     """

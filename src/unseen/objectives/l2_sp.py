@@ -33,6 +33,7 @@ class L2SP(Objective):
         if not head_weight >= 0:
             raise InputError("head_weight", f"is {head_weight}", "Give a number from 0, such as 0.01.")
         self.head_weight = head_weight
+        self.register_buffer("taken", torch.tensor(False))
 
     def make_network(self, build: Callable[[], Network], *, domains: int) -> Network:
         network = build()
@@ -40,7 +41,17 @@ class L2SP(Objective):
             self.register_buffer(f"start_{index}", value.detach().clone())
         return network
 
+    @torch.no_grad()
+    def _take_start(self, model: Network) -> None:
+        """A run's first evaluation is at the weights that it begins from; they may be given, not built."""
+        for index, parameter in enumerate(model.featurizer.parameters()):
+            start = self.get_buffer(f"start_{index}")
+            start.copy_(torch.where(self.get_buffer("taken"), start, parameter))
+        self.get_buffer("taken").fill_(True)
+
     def forward(self, model: Network, batch: Batch) -> Loss:
+        if batch.step == 0 and not batch.repeat:
+            self._take_start(model)
         risk = example_losses(model(batch.x), batch).mean()
         distance, size = torch.zeros_like(risk), torch.zeros_like(risk)
         for index, parameter in enumerate(model.featurizer.parameters()):
