@@ -18,7 +18,9 @@ from unseen.adaptation.evaluate import (
 )
 from unseen.errors import InputError
 from unseen.registry import adaptation
-from unseen.shifts.streams import correlated, mixed, ordered
+from unseen.shifts.shift import Shift
+from unseen.shifts.streams import correlated, corruption_drift, mixed, ordered
+from unseen.training import Learner, fit
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +167,23 @@ def test_bad_resets_and_windows_are_refused(world, streams):
     outcomes = run_stream(method, streams["balanced"], world.preprocessing)
     with pytest.raises(InputError, match="window: is 0"):
         error_over_time(outcomes, 0)
+
+
+def test_a_trained_predictor_meets_a_stream():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (240,), generator=generator)
+    images = torch.randint(120, (240, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    for row, label in enumerate(labels.tolist()):
+        images[row, label] += 100
+    domain = torch.arange(240) // 120
+    shift = Shift("cameras", "image", images, labels, domain, tuple("rgb"), ("one", "two"))
+    split = shift.split("two")
+    predictor = fit(Learner(network="cnn(width=8)", steps=40, batch_size=32, learning_rate=0.01), split)
+    before = {name: value.clone() for name, value in predictor.state_dict().items()}
+    stream = ordered(corruption_drift(split, "brightness", (0, 2, 4)), batch_size=20)
+    method = adaptation.build("tent(learning_rate=1e-3)", network=predictor)
+    outcomes = run_stream(method, stream, predictor.preprocessing)
+    table = error_by_domain(outcomes)
+    assert list(table.index) == ["brightness-0", "brightness-2", "brightness-4"]
+    assert table.error["brightness-0"] < 0.1
+    assert all(torch.equal(value, before[name]) for name, value in predictor.state_dict().items())

@@ -51,7 +51,7 @@ def test_many_classes_against_a_general_optimiser(generator):
         u = torch.tensor(flat, dtype=torch.float64).view(6, 4).requires_grad_()
         objective = laplacian_objective(u.softmax(1), log_q, w)
         objective.backward()
-        return float(objective), u.grad.flatten().numpy()
+        return float(objective.detach()), u.grad.flatten().numpy()
 
     best = minimize(value, np.zeros(24), jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-10})
     found = laplacian_assignment(log_q, w).exp()

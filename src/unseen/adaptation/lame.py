@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unseen.adaptation.base import Adaptation
 from unseen.errors import InputError
+from unseen.networks import Network
 from unseen.registry import adaptation
 from unseen.shifts.batch import Inputs
 
@@ -75,6 +76,7 @@ class LAME(Adaptation):
     """
 
     needs_head = True
+    network: Network
 
     def __init__(
         self,

@@ -20,6 +20,9 @@ class BatchNormStandIn(nn.Module):
     Names of weights and buffers are those of the layer, so the adapted weights load into the original architecture.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, layer: _BatchNorm, *, needs_statistics: bool):
         super().__init__()
         if needs_statistics and layer.running_mean is None:
@@ -93,7 +96,7 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def normalise(x: Tensor, mean: Tensor, variance: Tensor, layer: nn.Module) -> Tensor:
+def normalise(x: Tensor, mean: Tensor, variance: Tensor, layer: BatchNormStandIn) -> Tensor:
     """(x - mean) / sqrt(variance + eps), scaled and shifted by the layer's weights; differentiable in all."""
     shape = (1, -1, *[1] * (x.dim() - 2))
     x = (x - mean.view(shape)) * (variance + layer.eps).rsqrt().view(shape)

@@ -121,7 +121,7 @@ class RoTTA(GradientAdaptation):
                 self.memory["teacher"][name].lerp_(parameter, self.teacher_rate)
 
 
-def _stack(inputs: list[Any]) -> Inputs:
+def _stack(inputs: list[Any]) -> Any:
     if isinstance(inputs[0], dict):
         return {key: _stack([x[key] for x in inputs]) for key in inputs[0]}
     return torch.stack(inputs)

@@ -86,7 +86,7 @@ class SAR(GradientAdaptation):
         scale = self.radius / (torch.stack([g.norm() for g in gradients]).norm() + 1e-12)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter += scale * gradient
+                parameter.add_(scale * gradient)
         entropy = softmax_entropy(self.network(x))[reliable]
         still = entropy < threshold
         loss = entropy[still].mean() if still.any() else None

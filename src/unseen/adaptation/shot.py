@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from unseen.adaptation.base import GradientAdaptation
 from unseen.adaptation.output_losses import information
+from unseen.networks import Network
 from unseen.registry import adaptation
 from unseen.shifts.batch import Inputs
 
@@ -50,6 +51,7 @@ class SHOT(GradientAdaptation):
     """
 
     needs_head = True
+    network: Network
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from unseen.adaptation.base import Adaptation, State
 from unseen.adaptation.output_losses import softmax_entropy
 from unseen.errors import InputError
+from unseen.networks import Network
 from unseen.registry import adaptation
 from unseen.shifts.batch import Inputs
 
@@ -34,6 +35,7 @@ class T3A(Adaptation):
     """
 
     needs_head = True
+    network: Network
 
     def __init__(self, network: nn.Module, keep: int = 100, *, seed: int = 0):
         if keep < 1:
