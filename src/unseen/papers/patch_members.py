@@ -29,8 +29,8 @@ class Judged:
         return float((self._classes(members, broken) == self.labels).double().mean())
 
     def outcomes(self, a: int, b: int, broken: float) -> EnsembleOutcomes:
-        predicted = (self._classes(members, broken) for members in ([a], [b], [a, b]))
-        return ensemble_outcomes(*predicted, self.labels)
+        first, second, both = (self._classes(members, broken) for members in ([a], [b], [a, b]))
+        return ensemble_outcomes(first, second, both, self.labels)
 
     def _classes(self, members: Sequence[int], broken: float) -> Tensor:
         return self.logits[broken][list(members)].mean(0).argmax(1)
