@@ -33,6 +33,7 @@ PACKAGED = {
     "coloured-digits": ("coloured-digits", 5000, 3, 0.65),
     "rotated-digits": ("rotated-digits(size=500)", 3000, 6, 0.6),
     "domino-digits": ("domino-digits", 5000, 3, 0.6),
+    "two-cue-dominoes": ("two-cue-dominoes", 4600, 3, 0.7),
     "patched-digits": ("patched-digits", 2991, 4, 0.5),
     "penguins": ("penguins", 333, 3, 0.7),
     "cars": ("cars", 392, 3, 0.6),
