@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unseen.adaptation.augmentations import Augment, augment_images
+from unseen.adaptation.augmentations import Augment
+from unseen.adaptation.augmix import augmix
 from unseen.adaptation.base import GradientAdaptation
 from unseen.adaptation.output_losses import marginal_entropy
 from unseen.errors import InputError
@@ -26,7 +27,7 @@ class MEMO(GradientAdaptation):
     """Defaults are the paper's for ImageNet-C with ResNet-50; for CIFAR-10 it has 0.005 and 32 augmentations.
 
     augmentations  of each example in a step
-    augment        changes inputs; the paper takes AugMix, the default is geometry and colour (`augment_images`)
+    augment        changes inputs; by default images, by AugMix as in the paper
     prior          examples that the statistics of training count for in batch normalisation
     All weights are learnt. Examples never learn from each other, so batches only save calls, and nothing is
     remembered.
@@ -39,7 +40,7 @@ class MEMO(GradientAdaptation):
         optimizer: Literal["sgd", "adam"] = "sgd",
         momentum: float = 0.0,
         augmentations: int = 64,
-        augment: Augment = augment_images,
+        augment: Augment = augmix,
         steps: int = 1,
         prior: float = 16.0,
         *,
