@@ -11,6 +11,7 @@ from unseen.curation import Pool
 from unseen.errors import InputError
 from unseen.measures.kernel_spectrum import vendi_score
 from unseen.networks import Network
+from unseen.networks.example_gradients import token_cross_entropy
 from unseen.registry import selectors
 
 
@@ -186,3 +187,15 @@ def test_losses_that_are_infinite_are_named():
     with pytest.raises(InputError, match="loss of example 1"):
         fit("small_loss", model, pool)
     assert math.isfinite(float(fit("small_loss", model, pool.take(torch.tensor([0, 2]))).sum()))
+
+
+def test_a_loss_has_a_name_or_is_a_function():
+    model, pool = language_model(), token_pool()
+    by_name = fit("small_loss", model, pool, loss="tokens")
+    torch.testing.assert_close(by_name, fit("perplexity", model, pool))
+    torch.testing.assert_close(by_name, fit("small_loss", model, pool, loss=token_cross_entropy))
+    assert len(fit("donod", model, pool, loss="tokens")) == 9
+    with pytest.raises(InputError, match="loss 'words'"):
+        selectors.build("grand(loss='words')")
+    with pytest.raises(InputError, match=r"y: has shape \(9, 6\)"):
+        fit("el2n", model, pool)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from unseen.errors import InputError
-from unseen.networks.example_gradients import cross_entropy
+from unseen.networks.example_gradients import cross_entropy, token_cross_entropy
 from unseen.networks.gradient_methods import ExampleLoss
 from unseen.shifts.batch import map_tensors
 from unseen.shifts.shift import count_rows
 
 By = Literal["domain", "class"]
+Loss = Literal["labels", "tokens"] | ExampleLoss
+"""`cross_entropy` of labels (N,), `token_cross_entropy` of tokens (N, T), or `loss(model, x, y) -> (n,)`."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,14 @@ def require_model(model: nn.Module | None, what: str) -> nn.Module:
     if model is None:
         raise InputError("model", "is None", f"Give the model by which {what} is told.")
     return model
+
+
+def example_loss(loss: Loss) -> ExampleLoss:
+    """The function that a name stands for; InputError for another name."""
+    named: dict[Any, ExampleLoss] = {"labels": cross_entropy, "tokens": token_cross_entropy}
+    if isinstance(loss, str) and loss not in named:
+        raise InputError(f"loss {loss!r}", "is not known", "Give 'labels', 'tokens' or a function.")
+    return named[loss] if isinstance(loss, str) else loss
 
 
 def require_labels(pool: Pool, what: str, *, tokens: bool = False) -> None:

@@ -12,11 +12,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from unseen.curation.base import Pool, Selector
+from unseen.curation.base import Loss, Pool, Selector, example_loss
 from unseen.curation.spaces import Space, points
 from unseen.errors import InputError
-from unseen.networks.example_gradients import cross_entropy
-from unseen.networks.gradient_methods import ExampleLoss
 from unseen.registry import selectors
 
 
@@ -36,11 +34,12 @@ class GreedySelector(Selector):
         depth: float = 1.0,
         dimension: int = 1024,
         seed: int = 0,
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "labels",
     ):
         if not 0 < depth <= 1:
             raise InputError("depth", f"is {depth}", "Give the share to put in order, in (0, 1].")
-        self.space, self.depth, self.dimension, self.seed, self.loss = space, depth, dimension, seed, loss
+        self.space, self.depth, self.dimension, self.seed = space, depth, dimension, seed
+        self.loss = example_loss(loss)
 
     @torch.no_grad()
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:

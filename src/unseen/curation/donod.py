@@ -9,12 +9,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from unseen.curation.base import Pool, Selector, require_model
+from unseen.curation.base import Loss, Pool, Selector, example_loss, require_model
 from unseen.curation.multi_criteria import Normalize, topsis
 from unseen.curation.weight_dynamics import Layers, weight_dynamics_scores
 from unseen.errors import InputError
-from unseen.networks.example_gradients import cross_entropy
-from unseen.networks.gradient_methods import ExampleLoss
 from unseen.registry import selectors
 
 
@@ -49,7 +47,7 @@ class DONOD(Selector):
         optimizer: Literal["sgd", "adamw"] = "sgd",
         learning_rate: float = 1e-2,
         seed: int = 0,
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "labels",
     ):
         if don_direction not in ("max", "min", "abs"):
             raise InputError(
@@ -57,7 +55,7 @@ class DONOD(Selector):
             )
         self.don_direction, self.weights, self.normalize = don_direction, weights, normalize
         self.layers, self.mode, self.optimizer = layers, mode, optimizer
-        self.learning_rate, self.seed, self.loss = learning_rate, seed, loss
+        self.learning_rate, self.seed, self.loss = learning_rate, seed, example_loss(loss)
 
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:
         details = weight_dynamics_scores(

@@ -7,10 +7,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unseen.curation.base import Pool, Selector, per_example, require_labels, require_model
+from unseen.curation.base import (
+    Loss,
+    Pool,
+    Selector,
+    example_loss,
+    per_example,
+    require_labels,
+    require_model,
+)
 from unseen.errors import InputError
 from unseen.networks.example_gradients import cross_entropy, token_cross_entropy
-from unseen.networks.gradient_methods import ExampleLoss, Model
+from unseen.networks.gradient_methods import Model
 from unseen.registry import selectors
 
 Prefer = Literal["hard", "easy"]
@@ -36,14 +44,14 @@ class RandomSelector(Selector):
     "perplexity",
     summary="least mean loss of an answer's tokens first",
     paper="Marion et al. 2023, arXiv 2309.04564",
-    preset={"loss": token_cross_entropy},
+    preset={"loss": "tokens"},
 )
 @selectors.register("small_loss", summary="least loss first", paper="Han et al. 2018, arXiv 1804.06872")
 class LossSelector(Selector):
     """By the loss (n,) that `loss(model, x, y)` gives."""
 
-    def __init__(self, prefer: Prefer = "easy", loss: ExampleLoss = cross_entropy):
-        self.prefer, self.loss = prefer, loss
+    def __init__(self, prefer: Prefer = "easy", loss: Loss = "labels"):
+        self.prefer, self.loss = prefer, example_loss(loss)
 
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:
         model = require_model(model, "the loss")

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unseen.curation.base import Pool, Selector, require_model
+from unseen.curation.base import Loss, Pool, Selector, example_loss, require_model
 from unseen.curation.example_scores import Prefer, preferred
 from unseen.errors import InputError
-from unseen.networks.example_gradients import ExampleGradients, cross_entropy, unit_rows
-from unseen.networks.gradient_methods import ExampleLoss
+from unseen.networks.example_gradients import ExampleGradients, unit_rows
 from unseen.registry import selectors
 
 
@@ -24,9 +23,9 @@ class GraNdSelector(Selector):
         self,
         prefer: Prefer = "hard",
         parameters: str | Sequence[str] = "*",
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "labels",
     ):
-        self.prefer, self.parameters, self.loss = prefer, parameters, loss
+        self.prefer, self.parameters, self.loss = prefer, parameters, example_loss(loss)
 
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:
         gradients = ExampleGradients(require_model(model, "the gradient"), self.loss, self.parameters)
@@ -52,10 +51,10 @@ class GradientSimilaritySelector(Selector):
         dimension: int = 1024,
         seed: int = 0,
         parameters: str | Sequence[str] = "*",
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "labels",
     ):
         self.target, self.dimension, self.seed = target, dimension, seed
-        self.parameters, self.loss = parameters, loss
+        self.parameters, self.loss = parameters, example_loss(loss)
 
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:
         gradients = ExampleGradients(require_model(model, "the gradient"), self.loss, self.parameters)

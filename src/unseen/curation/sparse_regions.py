@@ -9,11 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unseen.curation.base import Pool, Selector
+from unseen.curation.base import Loss, Pool, Selector, example_loss
 from unseen.curation.spaces import Space, points
 from unseen.errors import InputError
-from unseen.networks.example_gradients import cross_entropy
-from unseen.networks.gradient_methods import ExampleLoss
 from unseen.registry import selectors
 from unseen.shifts.sampling import derive_seed
 
@@ -119,13 +117,13 @@ class SparseRegionsSelector(Selector):
         quantile: float = 0.5,
         dimension: int = 1024,
         seed: int = 0,
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "labels",
     ):
         if not 0 < depth <= 1:
             raise InputError("depth", f"is {depth}", "Give the share to put in order, in (0, 1].")
         SparseRegions(clusters, quantile)
         self.space, self.depth, self.clusters, self.quantile = space, depth, clusters, quantile
-        self.dimension, self.seed, self.loss = dimension, seed, loss
+        self.dimension, self.seed, self.loss = dimension, seed, example_loss(loss)
 
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:
         found = points(self.space, model, pool, dimension=self.dimension, seed=self.seed, loss=self.loss)
