@@ -99,3 +99,8 @@ def test_only_the_named_layers_are_trained_and_what_was_frozen_stays_so():
     assert trained == ["featurizer.1.weight", "featurizer.3.weight", "featurizer.3.bias"]
     with pytest.raises(InputError, match="nothing to train of 3 layers"):
         train_only(network, "7")
+
+
+def test_members_side_by_side_have_no_order():
+    with pytest.raises(InputError, match="side by side"):
+        layer_parameters(networks.build("members", input_shape=(5,), classes=3))

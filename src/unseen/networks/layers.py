@@ -9,6 +9,7 @@ from torch import nn
 
 from unseen.errors import InputError
 from unseen.networks.base import Network
+from unseen.networks.hypotheses import Members
 
 
 def layer_parameters(network: Network) -> list[list[str]]:
@@ -18,6 +19,9 @@ def layer_parameters(network: Network) -> list[list[str]]:
     residual or transformer block. A normalization belongs to the layer before it, and what stands outside
     (position embeddings, class tokens) to the first.
     """
+    if isinstance(network, Members):
+        problem, remedy = "lie side by side in a network of several members", "Train all of it, at one rate."
+        raise InputError("layers", problem, remedy)
     named = dict(network.named_parameters())
     layers: list[list[str]] = []
     for block in _blocks("featurizer", network.featurizer, outermost=True):
