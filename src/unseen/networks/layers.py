@@ -17,7 +17,8 @@ def layer_parameters(network: Network) -> list[list[str]]:
 
     Sequences are taken apart, down to what is no sequence itself: a linear or convolutional layer, or a whole
     residual or transformer block. A normalization belongs to the layer before it, and what stands outside
-    (position embeddings, class tokens) to the first. Raises `InputError` for several members, which have no common order.
+    (position embeddings, class tokens) to the first. Raises `InputError` for a network of several members, whose
+    layers have no common order.
     """
     if isinstance(network, Members):
         problem, remedy = "lie side by side in a network of several members", "Train all of it, at one rate."
