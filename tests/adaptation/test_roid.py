@@ -44,8 +44,8 @@ def test_weights_are_drawn_back_to_the_trained_ones(world):
     free, kept = (ROID(world.network, learning_rate=0.05, momentum=0.0, keep=k) for k in (1.0, 0.25))
     for method in (free, kept):
         method.adapt(x)
-    start = world.network.featurizer[1].weight
-    moved = free.network.featurizer[1].weight - start
+    start = world.network.featurizer[1].weight.detach()
+    moved = free.network.featurizer[1].weight.detach() - start
     assert float(moved.abs().max()) > 1e-4
     torch.testing.assert_close(kept.network.featurizer[1].weight - start, 0.25 * moved, rtol=1e-3, atol=1e-6)
 

@@ -31,7 +31,7 @@ def test_statistics_and_teacher_move_by_their_rates(world):
     torch.testing.assert_close(
         method.network.featurizer[1].running_mean, expected, rtol=1e-4, atol=1e-5
     )  # the student's own, of the same inputs
-    moved = method.network.featurizer[1].weight - layer.weight
+    moved = (method.network.featurizer[1].weight - layer.weight).detach()
     assert float(moved.abs().max()) > 1e-5
     torch.testing.assert_close(
         teacher["featurizer.1.weight"] - layer.weight, 0.25 * moved, rtol=1e-3, atol=1e-7

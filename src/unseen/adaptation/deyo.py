@@ -36,6 +36,8 @@ class DeYO(GradientAdaptation):
     weight_share   Ent_0 as a share of ln C, where the weight of the entropy is one
     patches        the image is cut into patches x patches
     skip           dotted names of modules whose normalisation stays as it is
+    Patches of the whole batch are shuffled (the authors': of its sure examples alone), so that batch normalisation
+    always has the same company.
     """
 
     def __init__(
@@ -71,7 +73,6 @@ class DeYO(GradientAdaptation):
     def loss(self, x: Inputs) -> tuple[Tensor, Tensor | None]:
         logits = self.network(x)
         most, entropy = math.log(logits.shape[1]), softmax_entropy(logits)
-        # the whole batch is destroyed, not the sure examples alone: batch normalisation needs its company
         with torch.no_grad():
             destroyed = self.network(shuffle_patches(x, self.patches, self.generator))
             drop = probability_drop(logits, destroyed)

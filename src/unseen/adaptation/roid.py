@@ -55,6 +55,8 @@ class ROID(GradientAdaptation):
     keep           share of the adapted weights after each step; the rest is the trained ones (weight ensembling)
     momentum_probabilities  of the moving average of probabilities that measures diversity
     augment        changes inputs for the consistency loss; by default images as CoTTA does
+    The whole batch is changed (the authors': its examples of positive weight alone), so that batch normalisation
+    always has the same company.
     """
 
     def __init__(
@@ -94,7 +96,6 @@ class ROID(GradientAdaptation):
         weights = certainty_and_diversity_weights(logits.detach(), average, self.temperature)
         momentum = self.momentum_probabilities
         self.memory["average"] = momentum * average + (1 - momentum) * probabilities.mean(0)
-        # the whole batch is changed, not the weighted examples alone: batch normalisation needs its company
         changed = self.network(self.augment(x, self.generator))
         losses = soft_likelihood_ratio(logits) + symmetric_cross_entropy(changed, logits)
         return logits, (weights * losses).mean()

@@ -107,11 +107,12 @@ class RoTTA(GradientAdaptation):
         bank = self.memory["bank"]
         x = _stack([item["x"] for item in bank])
         age = torch.tensor([item["age"] / self.memory_size for item in bank])
+        changed = self.augment(x, self.generator)
         for layer in self._robust.values():
             layer.train()
         with torch.no_grad():
             targets = functional_call(self.network, self.memory["teacher"], (x,))
-        student = self.network(self.augment(x, self.generator))
+        student = self.network(changed)
         # the paper's timeliness: exp(-age) / (1 + exp(-age))
         self.descend((torch.sigmoid(-age).to(student) * soft_cross_entropy(student, targets)).mean())
         for layer in self._robust.values():
