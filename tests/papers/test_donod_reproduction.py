@@ -111,6 +111,7 @@ def test_the_full_scale_on_a_tiny_decoder(tiny_decoder, monkeypatch):
         assert {row.metric for row in rows} == {"target", "upright"} and all(
             0 <= row.value <= 1 for row in rows
         )
+    assert set(tuned_accuracies(Spec("sparse_regions"), 0.5, 0)) == {"target", "upright"}
     pool = answer_pool(tiny_decoder, [("a b", "c"), ("a", "d e")], 8)
     assert pool.y.tolist() == [[-100, -100, 4], [-100, 5, 6]]
     with pytest.raises(InputError, match="pair 1"):

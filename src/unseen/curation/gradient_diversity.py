@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from unseen.curation.base import Pool
+from unseen.curation.spaces import gradients_of
 from unseen.errors import InputError
 from unseen.measures.kernel_spectrum import effective_number, vendi_score
-from unseen.networks.example_gradients import ExampleGradients, cross_entropy
+from unseen.networks.example_gradients import cross_entropy
 from unseen.networks.gradient_methods import ExampleLoss
 
 
@@ -36,7 +37,7 @@ def g_vendi(
     InputError for fewer than two examples and for zero gradients, by number.
     Source: Jung et al. 2025, arXiv 2505.20161, section 2.
     """
-    gradients = ExampleGradients(model, loss, parameters)
+    gradients = gradients_of(model, loss, parameters)
     return vendi_score(gradients.projected(Pool.of(data).examples, dimension, seed, unit=True), q=q)
 
 

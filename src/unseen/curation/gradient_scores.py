@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from unseen.curation.base import Loss, Pool, Selector, example_loss, require_model
 from unseen.curation.example_scores import Prefer, preferred
+from unseen.curation.spaces import gradients_of
 from unseen.errors import InputError
-from unseen.networks.example_gradients import ExampleGradients, unit_rows
+from unseen.networks.example_gradients import unit_rows
 from unseen.registry import selectors
 
 
@@ -28,7 +29,7 @@ class GraNdSelector(Selector):
         self.prefer, self.parameters, self.loss = prefer, parameters, example_loss(loss)
 
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:
-        gradients = ExampleGradients(require_model(model, "the gradient"), self.loss, self.parameters)
+        gradients = gradients_of(require_model(model, "the gradient"), self.loss, self.parameters)
         return preferred(gradients.norms(pool.examples), self.prefer)
 
 
@@ -57,7 +58,7 @@ class GradientSimilaritySelector(Selector):
         self.parameters, self.loss = parameters, example_loss(loss)
 
     def scores(self, model: nn.Module | None, pool: Pool) -> Tensor:
-        gradients = ExampleGradients(require_model(model, "the gradient"), self.loss, self.parameters)
+        gradients = gradients_of(require_model(model, "the gradient"), self.loss, self.parameters)
         own = gradients.projected(pool.examples, self.dimension, self.seed)
         wanted = own
         if self.target is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -42,11 +43,22 @@ def points(
             )
         found = per_example(model, pool, _features, what="feature").float()
     elif space == "gradients":
-        gradients = ExampleGradients(require_model(model, "the gradients"), loss)
-        found = gradients.projected(pool.examples, dimension, seed, unit=True)
+        found = gradients_of(require_model(model, "the gradients"), loss).projected(
+            pool.examples, dimension, seed, unit=True
+        )
     else:
         raise InputError(f"space {space!r}", "is not known", "Give 'features', 'inputs' or 'gradients'.")
     require_finite(found.sum(1), "input")
+    return found
+
+
+def gradients_of(
+    model: nn.Module, loss: ExampleLoss, parameters: str | Sequence[str] = "*"
+) -> ExampleGradients:
+    """Gradients of examples by the fastest method that works: vmap cannot trace the masks of transformers' models."""
+    found = ExampleGradients(model, loss, parameters)
+    if found.method == "vmap" and hasattr(model, "get_output_embeddings"):
+        return ExampleGradients(model, loss, parameters, method="loop")
     return found
 
 
