@@ -82,7 +82,7 @@ def test_the_worst_case_is_no_less_than_random_corners_and_the_slope_for_small_r
             for p in other.parameters():
                 signs = torch.randint(2, p.shape, generator=generator) * 2 - 1
                 p.add_(0.05 * scale(p) * signs)
-        assert found >= float(loss(other, whole)) - start
+        assert found >= float(loss(other, whole).detach()) - start
     slopes = torch.autograd.grad(loss(network, whole), list(network.parameters()))
     rise = sum(float((g.abs() * scale(p)).sum()) for g, p in zip(slopes, network.parameters(), strict=True))
     small = sharpness(network, whole, 1e-6, mode="worst", scaling=scaling).value

@@ -206,7 +206,7 @@ class SparseSoups(Reproduction):
             parts[3].errorbar(gain.estimate, y, xerr=bar, fmt="s", color="#d55e00", ms=5)
             parts[3].annotate(f"{cell}: {other}", (1.02, y), xycoords=("axes fraction", "data"), va="center")
         parts[3].axvline(0, color="black", lw=0.8)
-        parts[3].set(xlabel="soup less the other, digits as they are")
+        parts[3].set(xlabel="soup less the other,\ndigits as they are")
         for axes in parts:
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
