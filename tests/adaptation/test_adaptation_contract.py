@@ -16,7 +16,7 @@ VARIANTS = [
     "sar(recovery=0.001)",
     "roid(steps=2, prior=4)",
     "rotta(memory_size=5, update_every=7)",
-    "cotta(augmentations=1, restore=0.5)",
+    "cotta(augmentations=1, restore=0.5, augment='augmix-unmirrored')",
     "lame(affinity='rbf')",
     "t3a(keep=1)",
 ]

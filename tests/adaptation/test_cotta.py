@@ -61,5 +61,7 @@ def test_other_inputs_than_images_need_their_own_augmentation(generator):
     with pytest.raises(InputError, match="no augmentation is known"):
         CoTTA(network, confidence=1.1).adapt(x)
     assert CoTTA(network, confidence=1.1, augment=shift_by_noise).adapt(x).shape == (5, 3)
+    with pytest.raises(InputError, match="augment 'augmax': is not known. Did you mean 'augmix'"):
+        CoTTA(network, augment="augmax")
     with pytest.raises(InputError, match="teacher_momentum, restore or augmentations"):
         CoTTA(network, restore=2.0)

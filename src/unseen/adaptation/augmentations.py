@@ -73,7 +73,7 @@ def require_images(x: Inputs) -> Tensor:
         raise InputError(
             "inputs",
             f"are {what}, for which no augmentation is known",
-            "Give float images (batch, channels, height, width), or a method that augments by `augment`.",
+            "Give float images (batch, channels, height, width), or a function of your own as `augment`.",
         )
     return x
 

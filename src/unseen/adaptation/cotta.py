@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unseen.adaptation.augmentations import Augment, augment_images
+from unseen.adaptation.augmentations import Augment
 from unseen.adaptation.base import GradientAdaptation, State
+from unseen.adaptation.named_augmentations import find_augmentation
 from unseen.adaptation.output_losses import soft_cross_entropy
 from unseen.errors import InputError
 from unseen.registry import adaptation
@@ -34,7 +35,7 @@ class CoTTA(GradientAdaptation):
     confidence        when the trained network's mean confidence on the batch is lower, the teacher answers with the
                       mean logits over augmentations, otherwise with those of the input itself
     augmentations     their number
-    augment           changes inputs; by default images
+    augment           changes inputs: a name of `AUGMENTATIONS` or a function of inputs and generator
     The answer is the teacher's.
     """
 
@@ -48,7 +49,7 @@ class CoTTA(GradientAdaptation):
         restore: float = 0.01,
         confidence: float = 0.92,
         augmentations: int = 32,
-        augment: Augment = augment_images,
+        augment: str | Augment = "images",
         steps: int = 1,
         prior: float = 0.0,
         *,
@@ -61,7 +62,7 @@ class CoTTA(GradientAdaptation):
                 "Give a momentum in [0, 1), a probability and a number from 1.",
             )
         self.teacher_momentum, self.restore, self.confidence = teacher_momentum, restore, confidence
-        self.augmentations, self.augment = augmentations, augment
+        self.augmentations, self.augment = augmentations, find_augmentation(augment)
         super().__init__(
             network,
             learning_rate=learning_rate,

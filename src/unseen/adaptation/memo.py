@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from unseen.adaptation.augmentations import Augment
-from unseen.adaptation.augmix import augmix
 from unseen.adaptation.base import GradientAdaptation
+from unseen.adaptation.named_augmentations import find_augmentation
 from unseen.adaptation.output_losses import marginal_entropy
 from unseen.errors import InputError
 from unseen.registry import adaptation
@@ -27,7 +27,7 @@ class MEMO(GradientAdaptation):
     """Defaults are the paper's for ImageNet-C with ResNet-50; for CIFAR-10 it has 0.005 and 32 augmentations.
 
     augmentations  of each example in a step
-    augment        changes inputs; by default images, by AugMix as in the paper
+    augment        changes inputs: a name of `AUGMENTATIONS` or a function; by default images, by AugMix as in the paper
     prior          examples that the statistics of training count for in batch normalisation
     All weights are learnt. Examples never learn from each other, so batches only save calls, and nothing is
     remembered.
@@ -40,7 +40,7 @@ class MEMO(GradientAdaptation):
         optimizer: Literal["sgd", "adam"] = "sgd",
         momentum: float = 0.0,
         augmentations: int = 64,
-        augment: Augment = augmix,
+        augment: str | Augment = "augmix",
         steps: int = 1,
         prior: float = 16.0,
         *,
@@ -48,7 +48,7 @@ class MEMO(GradientAdaptation):
     ):
         if augmentations < 1:
             raise InputError("augmentations", f"are {augmentations}", "Give at least one.")
-        self.augmentations, self.augment = augmentations, augment
+        self.augmentations, self.augment = augmentations, find_augmentation(augment)
         super().__init__(
             network,
             learning_rate=learning_rate,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unseen.adaptation.augmentations import Augment, augment_images
+from unseen.adaptation.augmentations import Augment
 from unseen.adaptation.base import GradientAdaptation, State
+from unseen.adaptation.named_augmentations import find_augmentation
 from unseen.adaptation.output_losses import (
     soft_likelihood_ratio,
     softmax_entropy,
@@ -54,7 +55,7 @@ class ROID(GradientAdaptation):
     temperature    of the weights
     keep           share of the adapted weights after each step; the rest is the trained ones (weight ensembling)
     momentum_probabilities  of the moving average of probabilities that measures diversity
-    augment        changes inputs for the consistency loss; by default images as CoTTA does
+    augment        changes inputs for the consistency loss: a name of `AUGMENTATIONS` or a function
     The whole batch is changed (the authors': its examples of positive weight alone), so that batch normalisation
     always has the same company.
     """
@@ -67,14 +68,14 @@ class ROID(GradientAdaptation):
         temperature: float = 1 / 3,
         keep: float = 0.99,
         momentum_probabilities: float = 0.9,
-        augment: Augment = augment_images,
+        augment: str | Augment = "images",
         steps: int = 1,
         prior: float = 0.0,
         *,
         seed: int = 0,
     ):
         self.temperature, self.keep = temperature, keep
-        self.momentum_probabilities, self.augment = momentum_probabilities, augment
+        self.momentum_probabilities, self.augment = momentum_probabilities, find_augmentation(augment)
         super().__init__(
             network,
             learning_rate=learning_rate,

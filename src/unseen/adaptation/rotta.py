@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unseen.adaptation.augmentations import Augment, augment_images
+from unseen.adaptation.augmentations import Augment
 from unseen.adaptation.base import GradientAdaptation, State
 from unseen.adaptation.memory_bank import Item, remember
+from unseen.adaptation.named_augmentations import find_augmentation
 from unseen.adaptation.normalisation import RobustBatchNorm, exchange_batch_norms
 from unseen.adaptation.output_losses import soft_cross_entropy, softmax_entropy
 from unseen.errors import InputError
@@ -32,7 +33,7 @@ class RoTTA(GradientAdaptation):
     memory_size         examples remembered
     update_every        examples between updates
     age_weight, uncertainty_weight  lambda_t and lambda_u of the memory
-    augment             strong change of inputs for the student; by default images as CoTTA does
+    augment             strong change of inputs for the student: a name of `AUGMENTATIONS` or a function
     The answer is the teacher's, whose statistics are as the memory made them: single examples and correlated
     batches are no harm.
     """
@@ -48,7 +49,7 @@ class RoTTA(GradientAdaptation):
         update_every: int = 64,
         age_weight: float = 1.0,
         uncertainty_weight: float = 1.0,
-        augment: Augment = augment_images,
+        augment: str | Augment = "images",
         *,
         seed: int = 0,
     ):
@@ -59,7 +60,7 @@ class RoTTA(GradientAdaptation):
                 "Give rates in (0, 1] and numbers from 1.",
             )
         self.teacher_rate, self.rate, self.memory_size = teacher_rate, rate, memory_size
-        self.update_every, self.augment = update_every, augment
+        self.update_every, self.augment = update_every, find_augmentation(augment)
         self.weights = {"age_weight": age_weight, "uncertainty_weight": uncertainty_weight}
         super().__init__(network, learning_rate=learning_rate, optimizer="adam", momentum=momentum, seed=seed)
 
