@@ -85,6 +85,7 @@ class StackedSystem:
     ):
         self.streams, self.runs = streams, len(systems)
         self.template = copy.deepcopy(systems[0]).to(device)
+        self._network_names = list(self.template.network.state_dict())
         trained = {name for name, value in systems[0].named_parameters() if value.requires_grad}
         tensors = [{**dict(s.named_parameters()), **dict(s.named_buffers())} for s in systems]
         stacked = {name: torch.stack(values).to(device) for name, values in _collected(tensors)}
@@ -120,8 +121,7 @@ class StackedSystem:
     def network_state(self) -> dict[str, Tensor]:
         """State of the networks alone, (R, ...) each: what averaging and evaluation see."""
         everything = {**self.parameters, **self.buffers}
-        prefix = "network."
-        return {n.removeprefix(prefix): t.detach() for n, t in everything.items() if n.startswith(prefix)}
+        return {name: everything[f"network.{name}"].detach() for name in self._network_names}
 
     @torch.no_grad()
     def logits(self, x: Any, runs: slice) -> Tensor:
