@@ -110,3 +110,18 @@ def test_a_file_is_no_folder_to_write_to(tmp_path, command):
     FRAME.to_csv(tmp_path / "data.csv", index=False)
     said = command("curate", tmp_path / "data.csv", *COLUMNS, *OPTIONS, "-o", tmp_path / "data.csv")
     assert said.code == 2 and "is a file" in said.err.replace("\n", " ")
+
+
+def test_of_a_folder_of_images_the_names_are_kept(tmp_path, command):
+    from PIL import Image
+
+    for row in range(16):
+        folder = tmp_path / "images" / "ab"[row % 2] / "pq"[row // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(row).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{row}.png")
+    said = command("curate", tmp_path / "images", *OPTIONS, "--by", "random", "-o", tmp_path / "out")
+    assert said.code == 0, said.out + said.err
+    ids = pd.read_csv(tmp_path / "out" / "ids.csv")
+    assert ids.kept.sum() == 6 and all((tmp_path / "images" / name).exists() for name in ids.id)
+    assert "ids.csv names what to keep" in said.out.replace("\n", " ")

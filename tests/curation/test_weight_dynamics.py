@@ -28,7 +28,7 @@ def by_steps(model, pool, names, learning_rate=RATE):
         after = dict(learner.named_parameters())
         don = sum(float(before[n].norm() - after[n].detach().norm()) for n in names)
         nod = sum(float((before[n] - after[n].detach()).norm()) for n in names)
-        rows.append((don, nod, float(loss)))
+        rows.append((don, nod, float(loss.detach())))
     return torch.tensor(rows, dtype=torch.float64)
 
 

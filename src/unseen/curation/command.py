@@ -75,7 +75,7 @@ def curate(
     _print(console, found, names)
     written = {
         "ids": ids,
-        "data": reduced or "(as it was: the images to keep are named in ids.csv)",
+        "data": reduced or "(not copied: ids.csv names what to keep)",
         "report": report,
     }
     console.print("\n" + "\n".join(f"{what:<8}{path}" for what, path in written.items()), highlight=False)

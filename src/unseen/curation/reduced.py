@@ -23,8 +23,9 @@ BY_ROW = ("x", "y", "domain", "group", "weight", "time", "ids")
 
 
 def write_reduced(shift: Shift, rows: Tensor, source: str, folder: Path) -> Path | None:
-    """Write the examples `rows` of a shift that was opened from `source` into a folder; None for folders of images.
+    """Write the examples `rows` of a shift that was opened from `source` into a folder.
 
+    None, and nothing is written, for folders of images, graphs and several modalities.
     Tables keep all their columns, texts of CSV files letter by letter; .npz files all their arrays. Built-in data
     become tables or .npz files that `open_shift` reads.
     """
@@ -75,7 +76,7 @@ def _builtin(shift: Shift, rows: Tensor, folder: Path) -> Path | None:
     if shift.kind == "table":
         frame = part.reset_index(drop=True).assign(**names)
         return _written(folder / "data.csv", lambda path: frame.to_csv(path, index=False))
-    if shift.kind not in ("array", "image", "text") or not hasattr(part, "__len__"):
+    if shift.kind not in ("array", "image", "text"):
         return None
     arrays = {"x": np.asarray(part), "y": names["label"], "domain": names["domain"]}
     arrays["ids"] = np.array([str(shift.ids[row]) if shift.ids else str(row) for row in rows.tolist()])

@@ -39,7 +39,7 @@ def selection_report(
     score   mean score of the kept less that of the others, in standard deviations of all (NaN without others)
     wrong   (N,) bool, where it is known which labels are wrong: adds wrong (their share among all) and wrong_kept
             (their share among the kept)
-    names   of domains and classes; default their numbers
+    domains, classes   their names; default their numbers
 
     Where examples are token sequences, `attrs["length_correlation"]` is Spearman's between scores and the number of
     tokens with a loss: a selector that keeps the short or the long shows there.
