@@ -185,9 +185,11 @@ class BonsaiReproduction(Reproduction):
         for offset, (name, title) in zip((0.27, 0.09, -0.09, -0.27), PENALTIES.items(), strict=True):
             _intervals(accuracies, table, name, _STARTS, rows + offset, _COLOURS[name], title)
         accuracies.axvline(0.5, color="#999999", linewidth=1, linestyle=":")
-        accuracies.text(0.5, rows[0] + 0.5, " a constant answer", color="#777777", fontsize="small")
+        accuracies.text(0.5, rows[0] + 0.4, " a constant answer", color="#777777", fontsize="small")
         accuracies.set(
-            xlabel="Colored MNIST: accuracy at the worst flip, mean and 95 % interval", xlim=(0, 0.8)
+            xlabel="Colored MNIST: accuracy at the worst flip, mean and 95 % interval",
+            xlim=(0, 0.8),
+            ylim=(-0.6, len(_STARTS) - 0.4),
         )
         accuracies.set_yticks(rows, list(_STARTS.values()))
         accuracies.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
