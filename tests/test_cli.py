@@ -45,6 +45,7 @@ def test_a_table_gives_a_report_its_numbers_and_a_model(penguin_study):
     assert {p.name for p in penguin_study.model.iterdir()} == {
         "model.json",
         "weights.safetensors",
+        "reference.safetensors",
         "README.md",
     }
     assert len(cells(folder)) == 2 * 3 * 2  # learners x islands x seeds
@@ -116,7 +117,9 @@ def test_unlabelled_rows_are_learned_from_and_not_judged(penguin_study, command,
     assert [row[0] for row in cells(tmp_path / "o")] == ["divdis", "d-bat"]
     known = pd.read_csv(penguin_study.data).dropna(subset=["sex"])
     judged = {row["n"] for row in numbers(tmp_path / "o")["table"] if row["domain"] == "Biscoe"}
-    assert judged == {len(known[known.island == "Biscoe"]) - round(0.5 * len(known[known.island == "Biscoe"]))}
+    assert judged == {
+        len(known[known.island == "Biscoe"]) - round(0.5 * len(known[known.island == "Biscoe"]))
+    }
     assert load(tmp_path / "o" / "model").network.count == 2, "the deployed model has both hypotheses"
     said = command(*common, "--out", tmp_path / "p")
     assert said.code != 0 and "--unseen" in said.err and not (tmp_path / "p").exists()

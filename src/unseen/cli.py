@@ -16,6 +16,7 @@ import typer
 from unseen.curation.command import curate
 from unseen.extrapolation.command import extrapolate
 from unseen.merging.command import merge
+from unseen.watch.command import watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -361,6 +362,7 @@ def reproduce(
 app.command()(curate)
 app.command()(extrapolate)
 app.command()(merge)
+app.command()(watch)
 
 
 def _tell_unit(bar: Any, task: Any, name: str, what: str, done: int, total: int) -> None:

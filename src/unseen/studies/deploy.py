@@ -8,6 +8,7 @@ from unseen.shifts import Shift
 from unseen.studies.results import Results
 from unseen.training import Hardware, Predictor, fit
 from unseen.training.data import TrainingData
+from unseen.training.reference import Reference
 
 
 def train_for_deployment(
@@ -19,7 +20,7 @@ def train_for_deployment(
     after: object = None,
     hardware: Hardware = Hardware(),
 ) -> Predictor:
-    """The chosen learner with its detector and abstention threshold.
+    """The chosen learner with its detector, abstention threshold and reference sample.
 
     When each domain was held out in turn, the model is trained on all of them: it will meet yet another one.
     When named domains were held out, it is the judged model itself (first seed), trained without them.
@@ -36,6 +37,7 @@ def train_for_deployment(
     predictor = fit(choice.learner, split, seed=0, data=data, hardware=hardware)
     train, validation = (data.bank(predictor.network, role) for role in ("train", "validation"))
     predictor.familiarity = Familiarity.fit(detector, train, validation, coverage)
+    predictor.reference = Reference.of(validation, predictor.familiarity)
     rows = results.table[results.table.method == choice.method]
     predictor.facts["evaluation"] = {
         "statement": (

@@ -22,10 +22,13 @@ from unseen.registry import Spec, detectors
 from unseen.shifts.preprocessing import Preprocessing
 from unseen.training.model_card import model_card
 from unseen.training.predictor import Predictor
+from unseen.training.reference import write_reference
 
 FORMAT = 1
 _ENTRIES = ("network", "preprocessing", "classes", "familiarity", "training", "weights_sha256")
 WEIGHTS, DESCRIPTION, CARD = "weights.safetensors", "model.json", "README.md"
+REFERENCE = "reference.safetensors"
+"""Not in every folder: models that were saved without one, or by an earlier version, can't watch a stream."""
 
 
 def save(predictor: Predictor, folder: str | Path) -> Path:
@@ -84,6 +87,8 @@ def load(folder: str | Path) -> Predictor:
         spec = Spec.of(stored["detector"])
         detector = detectors.build(spec).restore(_part(weights, "detector."))
         predictor.familiarity = Familiarity(spec, detector, stored["threshold"], stored["coverage"])
+    if (folder / REFERENCE).is_file():
+        predictor.reference = (folder / REFERENCE).resolve()
     return predictor.eval()
 
 
@@ -94,7 +99,7 @@ def require_replaceable(folder: Path) -> None:
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else None
     if found is None or (found and DESCRIPTION not in found):
         raise InputError(f"folder {str(folder)!r}", "exists and holds no model", "Choose another folder.")
-    others = sorted(found - {WEIGHTS, DESCRIPTION, CARD})
+    others = sorted(found - {WEIGHTS, DESCRIPTION, CARD, REFERENCE})
     if others:
         raise InputError(
             f"folder {str(folder)!r}",
@@ -128,6 +133,9 @@ def _write(predictor: Predictor, folder: Path) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
     (folder / CARD).write_text(model_card(description), encoding="utf-8")
     shutil.copymode(folder / CARD, folder / WEIGHTS)  # safetensors makes files that only their owner can read
+    if predictor.reference is not None:
+        write_reference(predictor.reference, folder / REFERENCE)
+        shutil.copymode(folder / CARD, folder / REFERENCE)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

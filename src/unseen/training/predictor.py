@@ -15,6 +15,7 @@ from unseen.registry import Spec
 from unseen.shifts import Shift
 from unseen.shifts.preprocessing import Preprocessing
 from unseen.training.data import network_outputs
+from unseen.training.reference import Reference, read_reference
 
 
 class Predictor(nn.Module):
@@ -36,11 +37,23 @@ class Predictor(nn.Module):
         self.network, self.preprocessing, self.classes = network, preprocessing, tuple(classes)
         self.facts, self.history = facts or {}, history or []
         self.familiarity: Familiarity | None = None
+        self._reference: Reference | Path | None = None
         self.eval()
 
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    @property
+    def reference(self) -> Reference | None:
+        """Outputs for ID validation examples to compare new inputs with; read from the model folder when first used."""
+        if isinstance(self._reference, Path):
+            self._reference = read_reference(self._reference)
+        return self._reference
+
+    @reference.setter
+    def reference(self, reference: Reference | Path | None) -> None:
+        self._reference = reference
 
     def outputs(self, inputs: Any) -> Bank:
         """Features and logits of raw inputs (an array, images, a data frame, texts, or a `Shift`)."""

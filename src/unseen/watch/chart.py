@@ -1,0 +1,124 @@
+"""One page about a watch: three figures over the chunks, and the table with reasons."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from unseen.reports.svg import GRID, ID, MUTED, SERIES, SURFACE, UNSEEN, drawing, to_svg
+from unseen.watch.watcher import Watcher
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #f7f7f5; --surface: #ffffff; --ink: #1b1d20; --muted: #5d636b;
+  --line: #dfe1e4; --bad: #a3271d; --series-1: #0072b2; --series-2: #d55e00; --series-3: #00855f; }
+@media (prefers-color-scheme: dark) { :root { --page: #15171a; --surface: #1d2024; --ink: #e8eaed;
+  --muted: #a2a9b2; --line: #363b42; --bad: #ff9a8f; --series-1: #5cb2ea; --series-2: #ff9255;
+  --series-3: #3ec79b; } }
+body { margin: 0 auto; max-width: 980px; padding: 24px; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+figure { margin: 0 0 20px; padding: 16px; background: var(--surface); border: 1px solid var(--line);
+  border-radius: 12px; } svg { width: 100%; } svg text { font-family: inherit; }
+div { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.9rem; }
+th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
+  white-space: nowrap; }
+td:last-child { white-space: normal; text-align: left; color: var(--bad); min-width: 22em; }
+p, figcaption { color: var(--muted); }
+"""
+_COLUMNS = (
+    "chunk",
+    "from",
+    "to",
+    "examples",
+    "familiarity",
+    "accepted",
+    "drift p",
+    "effect",
+    "accuracy",
+    "alarms",
+)
+_CAPTIONS = {
+    "shares": "Dashed: ID validation. Six estimates of accuracy without labels assume different things: far apart, "
+    "none can be trusted; under a strong shift the truth can be below all.",
+    "familiarity": "Dashed: ID validation.",
+    "effect": "Maximum mean discrepancy; 0: as ID validation. Filled: a chunk with an alarm.",
+}
+
+
+def page(watcher: Watcher, facts: dict[str, Any]) -> str:
+    """A whole HTML page without scripts or anything from elsewhere; readable in light and dark."""
+    chunks, expected = watcher.chunks, watcher.expected
+    alarming = sum(bool(chunk.alarms) for chunk in chunks)
+    about = "; ".join(f"{name}: {value}" for name, value in facts.items())
+    shares = {
+        "accepted": ([c.accepted for c in chunks], expected["accepted"], ID),
+        "highest estimate of accuracy": (
+            [c.accuracy_range[1] for c in chunks],
+            expected["accuracy"],
+            SERIES[2],
+        ),
+        "lowest": ([c.accuracy_range[0] for c in chunks], None, UNSEEN),
+    }
+    familiarity = {"familiarity": ([c.familiarity for c in chunks], expected["familiarity"], SERIES[2])}
+    effect = {"MMD": ([c.drift_effect for c in chunks], None, ID)}
+    figures = "\n".join(
+        f"<figure>{_figure(watcher, name, title, lines)}<figcaption>{_CAPTIONS[name]}</figcaption></figure>"
+        for name, title, lines in (
+            ("shares", "Accepted share and estimated accuracy", shares),
+            ("familiarity", "Mean familiarity", familiarity),
+            ("effect", "Drift of the features: effect", effect),
+        )
+    )
+    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+    body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(c))}</tr>" for c in chunks)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>unseen watch</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>\n'
+        f"<h1>{alarming} of {len(chunks)} chunks with an alarm</h1>\n<p>{escape(about)}</p>\n{figures}\n"
+        f"<div><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>\n</body></html>\n"
+    )
+
+
+def _figure(
+    watcher: Watcher, name: str, title: str, lines: dict[str, tuple[list[float], float | None, str]]
+) -> str:
+    numbers = [chunk.number for chunk in watcher.chunks]
+    alarming = [bool(chunk.alarms) for chunk in watcher.chunks]
+    with drawing(900, 240) as (figure, axes):
+        for label, (values, reference, colour) in lines.items():
+            axes.plot(numbers, values, color=colour, linewidth=1.8, label=label)
+            if reference is not None:
+                axes.axhline(reference, color=colour, linewidth=1, linestyle=(0, (4, 3)))
+            for filled in (False, True):
+                chosen = [
+                    (n, v) for n, v, alarm in zip(numbers, values, alarming, strict=True) if alarm == filled
+                ]
+                face = colour if filled else SURFACE
+                if chosen:
+                    axes.plot(
+                        *zip(*chosen, strict=True), "o", color=colour, markerfacecolor=face, markersize=5
+                    )
+        axes.set(xlabel="chunk", title=title)
+        axes.title.set_color(MUTED)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color=GRID)
+        if len(lines) > 1:
+            axes.legend()
+        described = "; ".join(
+            f"{label}: {values[0]:.3g} to {values[-1]:.3g}" for label, (values, *_) in lines.items()
+        )
+        return to_svg(figure, f"watch-{name}", title, described)
+
+
+def _cells(chunk: Any) -> tuple[str, ...]:
+    return (
+        str(chunk.number),
+        chunk.first,
+        chunk.last,
+        str(chunk.examples),
+        f"{chunk.familiarity:.4g}",
+        f"{chunk.accepted:.1%}",
+        f"{chunk.drift_p_value:.2g}",
+        f"{chunk.drift_effect:.3f}",
+        "{:.0%} to {:.0%}".format(*chunk.accuracy_range),
+        "; ".join(chunk.alarms),
+    )
