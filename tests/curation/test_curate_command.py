@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from unseen.shifts.opening import open_shift
+from unseen.shifts.tables import read_table
 
 N = 60
 LABELS = np.arange(N) % 3
@@ -110,6 +111,23 @@ def test_a_file_is_no_folder_to_write_to(tmp_path, command):
     FRAME.to_csv(tmp_path / "data.csv", index=False)
     said = command("curate", tmp_path / "data.csv", *COLUMNS, *OPTIONS, "-o", tmp_path / "data.csv")
     assert said.code == 2 and "is a file" in said.err.replace("\n", " ")
+
+
+def test_the_data_themselves_are_never_replaced(tmp_path, command):
+    FRAME.to_csv(tmp_path / "data.csv", index=False)
+    said = command("curate", tmp_path / "data.csv", *COLUMNS, *OPTIONS, "-o", tmp_path)
+    assert said.code == 2 and "where the data are" in said.err.replace("\n", " ")
+    assert len(pd.read_csv(tmp_path / "data.csv")) == N
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".csv.gz"])
+def test_other_text_tables_are_read_again_as_they_were(tmp_path, command, ending):
+    path, out = tmp_path / f"data{ending}", tmp_path / "out"
+    FRAME.to_csv(path, sep="\t" if ending == ".tsv" else ",", index=False)
+    said = command("curate", path, *COLUMNS, *OPTIONS, "--by", "random", "-o", out)
+    assert said.code == 0, said.out + said.err
+    ids = pd.read_csv(out / "ids.csv")
+    np.testing.assert_allclose(read_table(out / f"data{ending}")[list("uvw")], X[ids.kept.to_numpy()])
 
 
 def test_of_a_folder_of_images_the_names_are_kept(tmp_path, command):

@@ -55,7 +55,7 @@ def curate(
         _load_plugins(plugin)
         given: dict[str, Any] = {"label": label, "domain": domain, "text": text, "image_size": image_size}
         names = _split(by)
-        grouping = _check(names, keep, within, folder)
+        grouping = _check(data, names, keep, within, folder)
         with _said(console, f"opening {data}"):
             shift = open_shift(
                 data,
@@ -81,7 +81,7 @@ def curate(
     console.print("\n" + "\n".join(f"{what:<8}{path}" for what, path in written.items()), highlight=False)
 
 
-def _check(names: list[str], keep: float, within: str, folder: Path) -> Any:
+def _check(data: str, names: list[str], keep: float, within: str, folder: Path) -> Any:
     """What is used last is checked first: before anything is opened or trained."""
     from unseen.errors import InputError, nearest
     from unseen.registry import selectors
@@ -97,6 +97,11 @@ def _check(names: list[str], keep: float, within: str, folder: Path) -> Any:
         raise InputError(f"--within {within!r}", "is not known", nearest(within, groups))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {str(folder)!r}", "is a file", "Name a folder.")
+    source = Path(data).expanduser()
+    if source.is_file() and (folder / source.name).resolve() == source.resolve():
+        raise InputError(
+            f"--out {str(folder)!r}", "is where the data are", "Name another: they would be replaced."
+        )
     return groups[within]
 
 
