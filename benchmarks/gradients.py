@@ -13,8 +13,8 @@ from unseen.networks.example_gradients import ExampleGradients
 from unseen.objectives.erm import ERM
 from unseen.registry import updates
 from unseen.shifts import Batch
-from unseen.training.fit import TrainingSystem, build_optimizer
 from unseen.training.learner import Learner
+from unseen.training.system import TrainingSystem, build_optimizer
 
 CLASSES = 10
 

@@ -15,7 +15,7 @@ from unseen.studies.evaluate import evaluate
 from unseen.studies.plan import DETECTORS
 from unseen.training import Learner, train
 from unseen.training.data import TrainingData
-from unseen.training.fit import build_system
+from unseen.training.system import build_system
 
 DOMAINS, CLASSES, PER_DOMAIN = 3, 2, 64
 

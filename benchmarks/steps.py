@@ -18,9 +18,9 @@ from unseen.registry import averaging, objectives, updates
 from unseen.shifts import Batch
 from unseen.shifts.arrays import from_arrays
 from unseen.training.data import TrainingData
-from unseen.training.fit import build_optimizer, build_system
 from unseen.training.learner import Learner
 from unseen.training.stages import Train, TrainingStage, has_stages
+from unseen.training.system import build_optimizer, build_system
 
 CLASSES = 2
 AFTER_WARMUPS = 1000

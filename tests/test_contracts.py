@@ -16,8 +16,9 @@ from unseen.registry import REGISTRIES, Spec
 from unseen.shifts.arrays import from_arrays
 from unseen.testing import CHECKS, ContractError, check_averaging, check_objective, check_update
 from unseen.training.data import TrainingData
-from unseen.training.fit import build_system, train
+from unseen.training.fit import train
 from unseen.training.learner import Learner
+from unseen.training.system import build_system
 from unseen.updates import UpdateRule
 from unseen.updates.plain import Plain
 

@@ -7,7 +7,8 @@ from unseen.errors import InputError
 from unseen.training import Learner, train
 from unseen.training.batched import Run, can_batch, train_many
 from unseen.training.data import TrainingData
-from unseen.training.fit import build_system, evaluate, validation_score
+from unseen.training.fit import evaluate, validation_score
+from unseen.training.system import build_system
 
 
 def walk(average, steps=20):

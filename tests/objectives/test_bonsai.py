@@ -7,8 +7,8 @@ from unseen.shifts import Shift
 from unseen.testing import check_objective
 from unseen.training import Learner, fit, train
 from unseen.training.data import TrainingData
-from unseen.training.fit import build_system
 from unseen.training.model_folder import load
+from unseen.training.system import build_system
 
 
 def coloured(count=900, seed=0):

@@ -18,8 +18,9 @@ from unseen.shifts.fair_circle import fair_circle, people
 from unseen.shifts.tables import from_dataframe
 from unseen.training import Learner, fit
 from unseen.training.data import TrainingData
-from unseen.training.fit import build_system, train
+from unseen.training.fit import train
 from unseen.training.model_folder import load
+from unseen.training.system import build_system
 
 SETTINGS = {"network": "mlp(width=32)", "steps": 150, "learning_rate": 3e-3, "evaluations": 2, "keep": "last"}
 

@@ -11,7 +11,7 @@ from unseen.networks import Network
 from unseen.objectives.domain_match import DomainMatch, discrepancy, pairwise_factor
 from unseen.registry import objectives
 from unseen.shifts import Batch
-from unseen.training.fit import TrainingSystem
+from unseen.training.system import TrainingSystem
 
 B, SHAPE, F, C, D = 24, 6, 8, 3, 3
 LATE = 10_000

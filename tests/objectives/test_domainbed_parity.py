@@ -28,7 +28,7 @@ from unseen.objectives.sagnet import content_and_style, randomise_content, rando
 from unseen.objectives.transfer import adversarial_head
 from unseen.registry import objectives, updates
 from unseen.shifts import Batch
-from unseen.training.fit import TrainingSystem
+from unseen.training.system import TrainingSystem
 
 STUBS = ("torchvision", "timm", "backpack")
 INPUTS, CLASSES, DOMAINS, EACH, RATE, SHARE = 5, 3, 3, 9, 1e-2, 0.3

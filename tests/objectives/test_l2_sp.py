@@ -9,7 +9,7 @@ from unseen.shifts import Batch
 from unseen.shifts.generators import spurious
 from unseen.training import Learner, train
 from unseen.training.data import TrainingData
-from unseen.training.fit import build_system
+from unseen.training.system import build_system
 
 
 def made(spec):

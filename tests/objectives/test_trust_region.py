@@ -11,7 +11,7 @@ from unseen.objectives.continuous_inputs import input_noise
 from unseen.objectives.trust_region import DIVERGENCES, TrustRegion
 from unseen.registry import updates
 from unseen.testing import check_objective
-from unseen.training.fit import TrainingSystem
+from unseen.training.system import TrainingSystem
 
 
 @pytest.mark.parametrize("spec", ["trpo", "pretrained-kl", "mesa(decay=0.5)", "r3f", "r3f(divergence='mmd')"])

@@ -46,7 +46,7 @@ def test_one_step_is_what_plain_torch_does(split):
         network="linear", steps=3, batch_size=8, optimizer="sgd", learning_rate=0.1, keep="last", clip=0.5
     )
     trained = train(learner, data, seed=3)
-    from unseen.training.fit import build_system
+    from unseen.training.system import build_system
 
     network = build_system(learner, data, 3).network
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)

@@ -9,7 +9,7 @@ from unseen.shifts.generators import spurious
 from unseen.training import Learner, train
 from unseen.training.batched import Run, can_batch, train_many
 from unseen.training.data import TrainingData
-from unseen.training.fit import build_optimizer, build_system, parameter_groups
+from unseen.training.system import build_optimizer, build_system, parameter_groups
 
 LEARNER = Learner(
     steps=1,

@@ -10,7 +10,7 @@ from unseen.objectives import Loss
 from unseen.objectives.erm import ERM
 from unseen.registry import updates
 from unseen.shifts import Batch
-from unseen.training.fit import TrainingSystem
+from unseen.training.system import TrainingSystem
 
 
 class Problem:

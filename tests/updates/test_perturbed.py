@@ -9,7 +9,7 @@ from unseen.networks import Network
 from unseen.objectives.erm import ERM
 from unseen.registry import updates
 from unseen.testing import check_update
-from unseen.training.fit import TrainingSystem
+from unseen.training.system import TrainingSystem
 from unseen.updates.perturbed import PerturbedStep
 
 

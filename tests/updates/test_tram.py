@@ -13,7 +13,7 @@ from unseen.objectives.erm import ERM
 from unseen.registry import updates
 from unseen.shifts import Batch
 from unseen.testing import check_update
-from unseen.training.fit import TrainingSystem
+from unseen.training.system import TrainingSystem
 from unseen.updates.tram import TRAM
 
 SPECS = ["tram", "tram-pretrained", "tram-x", "tram-fisher", "tram(reference='ema', decay=0.9)"]

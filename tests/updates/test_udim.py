@@ -17,8 +17,9 @@ from unseen.shifts import Batch
 from unseen.shifts.arrays import from_arrays
 from unseen.testing import check_update
 from unseen.training.data import TrainingData
-from unseen.training.fit import TrainingSystem, train
+from unseen.training.fit import train
 from unseen.training.learner import Learner
+from unseen.training.system import TrainingSystem
 from unseen.updates.udim import UDIM
 
 ACTIVE = "warmup_steps=0"

@@ -212,7 +212,9 @@ class DomainMatch(Objective):
 
     @property
     def carries_weights(self) -> bool:  # type: ignore[override]
-        return "gradient_variance" not in self.factors  # it counts a gradient of weight zero, and that it is zero
+        return (
+            "gradient_variance" not in self.factors
+        )  # it counts a gradient of weight zero, and that it is zero
 
     def resets_optimizer_at(self, step: int) -> bool:
         return self.schedule.switches_at(step)

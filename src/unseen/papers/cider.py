@@ -23,7 +23,7 @@ from unseen.shifts import Batch
 from unseen.shifts.missing_features import RandomFeatureMissing
 from unseen.shifts.sampling import derive_seed
 from unseen.studies.statistics import mean_interval
-from unseen.training.fit import seeded
+from unseen.training.system import seeded
 
 MASKING = Spec.make("cider", feature=0.0, attention=0.0, reconstruction=0.0)
 MEAN_RATE = "mean over rates"

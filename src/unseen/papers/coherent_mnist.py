@@ -11,7 +11,7 @@ from unseen.networks import build_network
 from unseen.networks.example_gradients import ExampleGradients
 from unseen.shifts.builtin.data_folder import data_file
 from unseen.shifts.sampling import derive_seed
-from unseen.training.fit import seeded
+from unseen.training.system import seeded
 
 
 def all_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:

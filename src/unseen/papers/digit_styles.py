@@ -15,7 +15,7 @@ from unseen.objectives.erm import ERM
 from unseen.registry import Spec, updates
 from unseen.shifts import Batch
 from unseen.shifts.sampling import derive_seed
-from unseen.training.fit import TrainingSystem
+from unseen.training.system import TrainingSystem
 
 
 def noise(images: Tensor, seed: int, deviation: float = 0.35) -> Tensor:

@@ -315,7 +315,8 @@ def known_groups(shift: Any, truth: Any, graphs: int) -> Any:
 
 def trained(learner: Any, data: Any, seed: int) -> tuple[Any, Any]:
     """Network with the final weights, and the training's result."""
-    from unseen.training.fit import build_system, train
+    from unseen.training.fit import train
+    from unseen.training.system import build_system
 
     result = train(learner, data, seed=seed)
     network = build_system(learner, data, seed).network

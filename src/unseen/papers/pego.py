@@ -27,7 +27,7 @@ from unseen.registry import Spec, objectives, papers
 from unseen.shifts import Batch
 from unseen.shifts.sampling import derive_seed
 from unseen.studies.statistics import mean_interval
-from unseen.training.fit import seeded
+from unseen.training.system import seeded
 
 SOURCE, UNSEEN, WORST, LEFT_OUT = "source", "unseen styles", "worst style", "left out"
 PRESERVE, DIVERSIFY, SIZE = "preserve cosine", "diversify cosine", "update size"

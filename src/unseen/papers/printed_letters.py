@@ -27,7 +27,7 @@ from unseen.shifts.corruptions import corrupt
 from unseen.shifts.label_noise import noisy_labels
 from unseen.shifts.sampling import derive_seed
 from unseen.studies.pretraining_noise import TransferTask
-from unseen.training.fit import seeded
+from unseen.training.system import seeded
 
 LETTERS = string.ascii_uppercase
 

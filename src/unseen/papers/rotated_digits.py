@@ -19,8 +19,8 @@ from unseen.papers.digit_styles import rotation
 from unseen.registry import Spec, objectives
 from unseen.shifts import Batch
 from unseen.shifts.sampling import DomainSampler, derive_seed
-from unseen.training.fit import TrainingSystem
 from unseen.training.online_adapter import OnlineAdapter
+from unseen.training.system import TrainingSystem
 
 Examples = tuple[Tensor, Tensor]
 

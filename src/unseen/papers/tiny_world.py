@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, max_pool2d, normalize
 
 from unseen.networks import Network
-from unseen.training.fit import seeded
+from unseen.training.system import seeded
 
 SIDE = 16
 SHAPES = ("disk", "square", "triangle", "cross", "ring", "bar", "checker", "L")

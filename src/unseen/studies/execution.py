@@ -27,7 +27,8 @@ from unseen.studies.store import CellResult, Store
 from unseen.training import Hardware
 from unseen.training.batched import Run, can_batch, group_runs, train_many
 from unseen.training.data import TrainingData
-from unseen.training.fit import TrainingResult, build_system, train
+from unseen.training.fit import TrainingResult, train
+from unseen.training.system import build_system
 
 Engine = Literal["auto", "serial", "local", "batched", "ray"]
 ENGINES: tuple[Engine, ...] = ("auto", "serial", "local", "batched", "ray")

@@ -16,7 +16,7 @@ from unseen.errors import InputError, nearest
 from unseen.registry import averaging, objectives, updates
 from unseen.shifts import Shift
 from unseen.training import Learner
-from unseen.training.fit import check_learner
+from unseen.training.system import check_learner
 
 Rule = Literal["id-validation", "leave-one-domain-out", "oracle"]
 RULES: tuple[Rule, ...] = ("id-validation", "leave-one-domain-out", "oracle")

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from scipy.special import softmax
 
-from unseen.errors import InputError
 from unseen.detection.metrics import ood_metrics
+from unseen.errors import InputError
 from unseen.measures.accuracy_estimates import agreement, estimate_accuracy
 from unseen.measures.coverage import aurc, threshold_at_coverage
 from unseen.studies.plan import Rule

@@ -15,7 +15,7 @@ from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.registry import Spec, adaptation
 from unseen.testing.contract import ContractReport, require, through_file
-from unseen.training.fit import seeded
+from unseen.training.system import seeded
 
 CLASSES, BATCH, BATCHES, SIDE = 3, 16, 4, 8
 NORMALISATIONS = ("batch", "group", "layer")

@@ -11,7 +11,7 @@ from torch import nn
 from unseen.averaging import Averaging
 from unseen.registry import averaging
 from unseen.testing.contract import Buildable, ContractReport, builder, close, equal, require, through_file
-from unseen.training.fit import seeded
+from unseen.training.system import seeded
 
 
 def check_averaging(average: Buildable, *, device: torch.device | str = "cpu") -> ContractReport:

@@ -27,8 +27,8 @@ from unseen.testing.toy import (
     toy_batch,
     toy_system,
 )
-from unseen.training.fit import TrainingSystem
 from unseen.training.stages import has_stages
+from unseen.training.system import TrainingSystem
 
 NewSystem = Callable[..., TrainingSystem]
 

@@ -15,7 +15,7 @@ from unseen.objectives import Loss, Objective
 from unseen.registry import Spec, objectives, updates
 from unseen.shifts import Batch
 from unseen.testing.contract import ContractReport, equal, require, through_file
-from unseen.training.fit import TrainingSystem, seeded
+from unseen.training.system import TrainingSystem, seeded
 from unseen.updates import UpdateRule
 
 INPUTS, FEATURES, CLASSES, DOMAINS, PER_DOMAIN = 6, 8, 3, 3, 12

@@ -1,6 +1,7 @@
 """The loop, and what it takes and gives."""
 
-from unseen.training.fit import Hardware, fit, train
+from unseen.training.fit import fit, train
+from unseen.training.hardware import Hardware
 from unseen.training.learner import Learner
 from unseen.training.predictor import Predictor
 

@@ -12,12 +12,14 @@ import torch
 from unseen.errors import TrainingDiverged, UnseenError
 from unseen.registry import objectives
 from unseen.training.data import TrainingData
-from unseen.training.fit import Hardware, Progress, build_system, train
+from unseen.training.fit import Progress, train
 from unseen.training.grouping import Run, Size, cut, objection, pinned, structure
+from unseen.training.hardware import Hardware
 from unseen.training.learner import Learner
 from unseen.training.numbers import numbers
 from unseen.training.program import Outcome, train_program
 from unseen.training.stacked import StackedBatch, StackedSystem
+from unseen.training.system import build_system
 
 __all__ = ["Outcome", "Run", "can_batch", "group_runs", "train_many"]
 

@@ -83,7 +83,6 @@ class TrainingData:
         bank.domains = self.split.shift.domains
         return bank
 
-
     def _bank_by_domain(self, network: Network, rows: Tensor, device: torch.device | str) -> Bank:
         domain = self.split.shift.domain[rows]
         order = domain.argsort(stable=True)

@@ -19,7 +19,7 @@ from unseen.errors import InputError, TrainingDiverged
 from unseen.networks.residual_tuner import Normalization, residual_tuner
 from unseen.objectives.nmtune import NMTune
 from unseen.shifts import Batch
-from unseen.training.fit import seeded
+from unseen.training.system import seeded
 
 
 class FeatureTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):

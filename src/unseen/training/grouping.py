@@ -15,10 +15,10 @@ from unseen.averaging import has_batch_statistics
 from unseen.objectives import Objective
 from unseen.registry import Spec, averaging, objectives
 from unseen.training.data import TrainingData
-from unseen.training.fit import TrainingSystem
 from unseen.training.learner import Learner
 from unseen.training.numbers import Number, numbers, settings
 from unseen.training.stages import has_stages
+from unseen.training.system import TrainingSystem
 
 PROGRAM_BYTES, INPUT_BYTES = 2**27, 2**24
 """What one program may hold, and gather as inputs in one step: more falls out of the processor's caches, and

@@ -16,18 +16,11 @@ from unseen.errors import TrainingDiverged
 from unseen.objectives import Loss, Objective
 from unseen.registry import averaging, updates
 from unseen.training.examples import StackedExamples
-from unseen.training.fit import (
-    TrainingResult,
-    TrainingSystem,
-    build_system,
-    diverged,
-    log_records,
-    run_facts,
-    validation_score,
-)
+from unseen.training.fit import TrainingResult, diverged, log_records, run_facts, validation_score
 from unseen.training.grouping import Run, stream
 from unseen.training.numbers import numbers
 from unseen.training.stacked import StackedOptimizer, StackedSystem
+from unseen.training.system import TrainingSystem, build_system
 
 Outcome = TrainingResult | TrainingDiverged
 

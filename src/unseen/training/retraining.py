@@ -14,7 +14,8 @@ from unseen.registry import Spec
 from unseen.shifts import Split
 from unseen.shifts.sampling import derive_seed
 from unseen.training.data import TrainingData
-from unseen.training.fit import Hardware, train
+from unseen.training.fit import train
+from unseen.training.hardware import Hardware
 from unseen.training.learner import Learner
 
 

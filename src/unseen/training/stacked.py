@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from unseen.objectives import Loss
 from unseen.shifts import Batch
 from unseen.shifts.batch import map_tensors
-from unseen.training.fit import TrainingSystem
 from unseen.training.numbers import Number, with_numbers
+from unseen.training.system import TrainingSystem
 
 
 @dataclass
@@ -187,7 +187,9 @@ def _momentum(parameter: Tensor, gradient: Tensor, rate: Tensor, state: dict[str
 def _adam(parameter: Tensor, gradient: Tensor, rate: Tensor, state: dict[str, Any]) -> None:
     if not state:
         state |= {"mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
-        state["step"] = torch.zeros_like(rate, dtype=torch.float64).expand(len(parameter), *rate.shape[1:]).clone()
+        state["step"] = (
+            torch.zeros_like(rate, dtype=torch.float64).expand(len(parameter), *rate.shape[1:]).clone()
+        )
         state["scratch"] = torch.empty_like(parameter), torch.empty_like(parameter)
     state["step"] += 1
     correction = (1 - 0.999 ** state["step"]).sqrt().to(rate.dtype)
