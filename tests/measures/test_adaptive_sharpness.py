@@ -84,7 +84,9 @@ def test_the_worst_case_is_no_less_than_random_corners_and_the_slope_for_small_r
                 p.add_(0.05 * scale(p) * signs)
         assert found >= float(loss(other, whole).detach()) - start
     slopes = torch.autograd.grad(loss(network, whole), list(network.parameters()))
-    rise = sum(float((g.abs() * scale(p)).sum()) for g, p in zip(slopes, network.parameters(), strict=True))
+    rise = sum(
+        float((g.abs() * scale(p)).sum().detach()) for g, p in zip(slopes, network.parameters(), strict=True)
+    )
     small = sharpness(network, whole, 1e-6, mode="worst", scaling=scaling).value
     assert small == pytest.approx(1e-6 * rise, rel=1e-3)
 
