@@ -104,3 +104,12 @@ def test_a_folder_by_name_and_by_time(of_images, tmp_path):
     assert [int(chunk.open(row).getpixel((0, 0))) for row in range(12)] == [int(name[:2]) for name in names]
     with pytest.raises(InputError, match="Files have --time modified"):
         open_arrivals(tmp_path, of_images, time="when")
+
+
+def test_texts_with_times(tmp_path):
+    frame = pd.DataFrame({"words": [f"word {i}" for i in range(24)], "t": range(24), "note": "x"})
+    shift = from_dataframe(frame.assign(label=FRAME.label, place=FRAME.place), "label", "place", text="words")
+    preprocessing = TrainingData(shift.split("s")).preprocessing
+    frame.to_csv(tmp_path / "stream.csv", index=False)
+    arrivals = open_arrivals(tmp_path / "stream.csv", preprocessing, time="t", text="words")
+    assert [part for part, _ in arrivals.chunks(12)][1] == [f"word {i}" for i in range(12, 24)]

@@ -100,5 +100,6 @@ def test_models_that_cannot_watch(digits):
 def test_options_that_make_no_sense(digits):
     with pytest.raises(InputError, match="alpha: is 0"):
         Watcher(digits.predictor, alpha=0)
+    assert Watcher(digits.predictor, alpha=0.001).permutations == 2999
     with pytest.raises(InputError, match="permutations: is 100. Give 299"):
         Watcher(digits.predictor, permutations=100)

@@ -28,7 +28,11 @@ FORMAT = 1
 _ENTRIES = ("network", "preprocessing", "classes", "familiarity", "training", "weights_sha256")
 WEIGHTS, DESCRIPTION, CARD = "weights.safetensors", "model.json", "README.md"
 REFERENCE = "reference.safetensors"
-"""Not in every folder: models that were saved without one, or by an earlier version, can't watch a stream."""
+"""What `unseen watch` compares a stream with: outputs and labels (no inputs) of up to 1,000 validation examples.
+
+Not in every folder: models that were saved without one, or by an earlier version, can't watch. Deleting it harms
+nothing else.
+"""
 
 
 def save(predictor: Predictor, folder: str | Path) -> Path:

@@ -47,8 +47,7 @@ def watch(
 
     with _warnings_told(console):
         predictor = load(model)
-        permutations = max(999, round(10 / alpha)) if alpha > 0 else 999
-        watcher = Watcher(predictor, alpha=alpha, permutations=permutations, seed=seed)
+        watcher = Watcher(predictor, alpha=alpha, seed=seed)
         text = text or predictor.facts.get("data", {}).get("source", {}).get("text")
         arrivals = open_arrivals(stream, predictor.preprocessing, time=time, text=text, skip_bad=skip_bad)
         console.print(

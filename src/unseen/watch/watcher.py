@@ -65,14 +65,16 @@ class Watcher:
     alpha         chance that a chunk without any change raises a false alarm by one of the three tests against the
                   reference (features differ, fewer are accepted, ATC estimates a lower accuracy; corrected by Holm):
                   of a hundred calm chunks about 100 * alpha alarm
-    permutations  of the MMD, at least 3 / alpha so that its least p-value can alarm
+    permutations  of the MMD; None for 999, or 3 / alpha where that is more: fewer could never alarm
     A fourth alarm has no part in alpha: ADWIN, on the share of reference scores that a score exceeds, finds changes
     within the stream itself, from one chunk to the next.
 
     Raises InputError for a model without a sense of the familiar or without a reference.
     """
 
-    def __init__(self, predictor: Predictor, *, alpha: float = 0.01, permutations: int = 999, seed: int = 0):
+    def __init__(
+        self, predictor: Predictor, *, alpha: float = 0.01, permutations: int | None = None, seed: int = 0
+    ):
         if predictor.familiarity is None:
             raise InputError("model", "has no sense of the familiar", "Fit it: predictor.know_familiar(...).")
         if predictor.reference is None:
@@ -82,12 +84,12 @@ class Watcher:
                 "Run `unseen run` again, which writes it; or in Python: predictor.reference = Reference.of(bank of "
                 "ID validation, predictor.familiarity), then predictor.save(folder).",
             )
-        if not 0 < alpha < 1:
-            raise InputError("alpha", f"is {alpha}", "Give a number between 0 and 1, such as 0.01.")
-        if permutations + 1 < 3 / alpha:
-            raise InputError(
-                "permutations", f"is {permutations}", f"Give {math.ceil(3 / alpha) - 1} at least."
-            )
+        if not 0.0001 <= alpha < 1:  # permutations resolve p-values of 1 / permutations, and need memory
+            raise InputError("alpha", f"is {alpha}", "Give a number from 0.0001 and below 1, such as 0.01.")
+        least = math.ceil(3 / alpha) - 1
+        permutations = max(999, least) if permutations is None else permutations
+        if permutations < least:
+            raise InputError("permutations", f"is {permutations}", f"Give {least} at least.")
         self.predictor, self.reference = predictor, predictor.reference
         self.alpha, self.permutations, self.seed = alpha, permutations, seed
         self.chunks: list[Chunk] = []
