@@ -51,6 +51,9 @@ class OutputPenalty(Objective):
     In the first update a reference made of parameters is the network itself, so the penalty is zero.
     """
 
+    step: Tensor
+    region: TrustRegion
+
     def __init__(
         self,
         penalty_weight: float = 0.1,

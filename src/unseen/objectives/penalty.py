@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from unseen.errors import InputError
 from unseen.objectives.base import Loss
 
 
-def from_step(start: int | Tensor, step: int, then: float | Tensor, before: float | Tensor) -> float | Tensor:
+def from_step(start: int | Tensor, step: int, then: Any, before: Any) -> Any:
     """`then` from update `start` on, `before` until it.
 
     In stacked runs that differ in `start` it is a tensor, one value a run, and so is the answer.
@@ -45,7 +46,7 @@ class PenaltySchedule:
         if self.warmup_steps < 0:
             raise InputError("warmup_steps", f"is {self.warmup_steps}", "Give a number of steps from 0.")
 
-    def weight_at(self, step: int) -> float | Tensor:
+    def weight_at(self, step: int) -> Any:
         return from_step(self.warmup_steps, step, self.weight, self.warmup_weight)
 
     def switches_at(self, step: int) -> bool:

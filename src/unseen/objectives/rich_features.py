@@ -139,7 +139,7 @@ class RichFeatures:
         self.discovery, self.targets, self.temperature = discovery, targets, temperature
         self.balance, self.by_domain, self.smallest_group = balance, by_domain, smallest_group
         self.stop, self.threshold, self.rescale_heads = stop, threshold, rescale_heads
-        self.descent = {"batch_size": batch_size, "learning_rate": learning_rate, "l2": l2}
+        self.descent: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate, "l2": l2}
         self.overfitted, self.seed = overfitted, seed
 
     def fit(self, data: Any, device: torch.device | str = "cpu") -> RichRepresentation:
@@ -189,7 +189,7 @@ class RichFeatures:
         head = average_heads(distiller.heads, rescale=self.rescale_heads)
         return RichRepresentation(models, groups, distiller.network, head, report)
 
-    def _discover(self, index: int, data: WholeData, groups: Tensor, device: torch.device) -> Network:
+    def _discover(self, index: int, data: WholeData, groups: Tensor, device: torch.device | str) -> Network:
         model = self._new_model(index, device)
         worst = WorstGroup(groups, self.discovery).to(device) if len(groups) else None
 
@@ -227,7 +227,7 @@ class RichFeatures:
         warnings.warn(f"{error} Later rounds are left out.", UnseenWarning, stacklevel=4)
         return None
 
-    def _new_model(self, index: int, device: torch.device) -> Network:
+    def _new_model(self, index: int, device: torch.device | str) -> Network:
         with self._seeded(index):
             return self.make_model().to(device)
 

@@ -68,6 +68,9 @@ class TrustRegion(nn.Module):
     that train, kept as a buffer; buffers of the network, such as running statistics, are the present ones.
     """
 
+    reference: Tensor
+    latest: Tensor
+
     def __init__(
         self,
         reference: str | ReferenceFunction = "previous",

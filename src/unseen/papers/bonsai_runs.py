@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from unseen.shifts import Batch
 from unseen.shifts.sampling import derive_seed
 
 PENALTIES = ("irm", "vrex", "fishr", "iga")
-INVERSE = {"flips": (0.2, 0.25), "noise": 0.1}
+INVERSE: dict[str, Any] = {"flips": (0.2, 0.25), "noise": 0.1}
 """InverseColoredMNIST: the digit says more about the label than the colour does."""
 
 

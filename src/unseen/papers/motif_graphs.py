@@ -60,8 +60,8 @@ def motif_graphs(
                 links[a, b] = links[b, a] = 1
             total += MOTIF
         real[:total] = 1
-    links = torch.from_numpy(adjacency)
-    return {"nodes": links.sum(2, keepdim=True), "adjacency": links, "mask": torch.from_numpy(mask)}
+    dense = torch.from_numpy(adjacency)
+    return {"nodes": dense.sum(2, keepdim=True), "adjacency": dense, "mask": torch.from_numpy(mask)}
 
 
 def labels_and_stars(
@@ -81,10 +81,12 @@ def shift_of(parts: dict[str, tuple[np.ndarray, np.ndarray, dict[str, Tensor]]],
             key: torch.cat([part[2][key] for part in parts.values()])
             for key in ("nodes", "adjacency", "mask")
         },
-        labels=np.concatenate([part[0] for part in parts.values()]),
-        domain=np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts.values()]),
+        labels=torch.from_numpy(np.concatenate([part[0] for part in parts.values()])),
+        domain=torch.arange(len(parts)).repeat_interleave(
+            torch.tensor([len(part[0]) for part in parts.values()])
+        ),
         classes=("0", "1"),
         domains=tuple(parts),
-        group=np.concatenate([part[1] for part in parts.values()]),
+        group=torch.from_numpy(np.concatenate([part[1] for part in parts.values()])),
         groups=("no star", "star"),
     )

@@ -44,19 +44,24 @@ def _mean(table: pd.DataFrame, value: Callable[[Measured], float]) -> float:
     return float(np.mean([value(measured) for measured in by_seed(table).values()]))
 
 
+def _gain(table: pd.DataFrame, task: str, variant: str, other: str) -> float:
+    """Mean over seeds of how much better a variant is than another condition."""
+    return _mean(table, lambda measured: _better(task, measured, variant, other))
+
+
 def _best_variant(table: pd.DataFrame, task: str) -> str:
-    return max(VARIANTS, key=lambda v: _mean(table, lambda m: _better(task, m, v, "asam")))
+    return max(VARIANTS, key=lambda v: _gain(table, task, v, "asam"))
 
 
 def _over_asam(task: str) -> Callable[[pd.DataFrame], float]:
-    return lambda table: max(_mean(table, lambda m, v=v: _better(task, m, v, "asam")) for v in VARIANTS)
+    return lambda table: max(_gain(table, task, v, "asam") for v in VARIANTS)
 
 
 def _over_all(task: str) -> Callable[[pd.DataFrame], float]:
     """The least mean gain over a baseline, of TRAM with the variant for which it is largest."""
 
     def gain(table: pd.DataFrame, variant: str) -> float:
-        return min(_mean(table, lambda m, b=b: _better(task, m, variant, b)) for b in BASELINES)
+        return min(_gain(table, task, variant, baseline) for baseline in BASELINES)
 
     return lambda table: max(gain(table, variant) for variant in ("tram", "tram-x"))
 

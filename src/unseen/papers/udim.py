@@ -247,7 +247,8 @@ def single_source(
             inconsistency_curve(network, [held], [(styled, held[1])], RADII).mean()
         )
     accuracies = [found[style] for style in UNSEEN_STYLES]
-    return [Row(name, k, v) for k, v in {**found, MEAN: np.mean(accuracies), WORST: min(accuracies)}.items()]
+    found |= {MEAN: float(np.mean(accuracies)), WORST: min(accuracies)}
+    return [Row(name, metric, value) for metric, value in found.items()]
 
 
 def several_sources(name: str, seed: int, *, size: int = 500, steps: int = STEPS) -> float:

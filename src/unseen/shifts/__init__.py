@@ -7,4 +7,13 @@ from unseen.shifts.multimodal import from_modalities
 from unseen.shifts.opening import open_shift
 from unseen.shifts.shift import Shift, Split
 
-__all__ = ["Batch", "Shift", "Split", "check_shift", "corrupt", "corruption_shift", "from_modalities", "open_shift"]
+__all__ = [
+    "Batch",
+    "Shift",
+    "Split",
+    "check_shift",
+    "corrupt",
+    "corruption_shift",
+    "from_modalities",
+    "open_shift",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unseen.errors import InputError
 from unseen.objectives import Loss
@@ -53,8 +53,8 @@ class SpectralHead(UpdateRule):
             self.head.weight.div_((largest / self.norm).clamp(min=1).to(self.head.weight.dtype))
         return loss
 
-    def reset(self) -> None:
-        self.base.reset()
+    def reset(self, runs: Tensor | None = None) -> None:
+        self.base.reset(runs)
 
     def state_dict(self) -> dict[str, Any]:
         return {"base": self.base.state_dict()}

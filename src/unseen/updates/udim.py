@@ -137,13 +137,15 @@ class UDIM(OutputAware):
 
     def penalty(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """What is added to the base rule's loss, and its parts without their weights."""
-        head, network = self.network.head, self.network
+        network = self.network
+        head: nn.Linear = network.head  # type: ignore[assignment]
+        featurizer: nn.Module = network.featurizer  # type: ignore[assignment]
         domain = batch.domain if self.per_domain else torch.zeros_like(batch.domain)
         domains = batch.domains if self.per_domain else 1
-        features = network.featurizer(batch.x)
+        features = featurizer(batch.x)
         known = features, head(features)
         with self.perturbed(batch) as worst:
-            features = network.featurizer(worst.x)
+            features = featurizer(worst.x)
         perturbed = features, head(features)
         found = head_inconsistency(
             known, perturbed, batch.y, domain, domains, weight=batch.weight, bias=head.bias is not None
