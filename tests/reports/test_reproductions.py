@@ -9,7 +9,7 @@ from rich.console import Console
 from unseen.errors import InputError
 from unseen.papers.base import Card, Claim, Condition, Reproduction, Row
 from unseen.papers.reproduce import Outcome
-from unseen.reports.reproductions import print_outcome, verdict_table
+from unseen.reports.reproductions import claim_sections, print_outcome, verdict_table
 
 
 def card(number=7):
@@ -74,12 +74,21 @@ def test_table_has_a_row_a_paper_in_order_and_safe_cells(outcome, tmp_path):
     for number in (12, 7):
         record(outcome, tmp_path, number)
     lines = verdict_table(tmp_path).splitlines()
-    assert [line.count(" | ") for line in lines[2:]] == [4, 4]
-    assert lines[2].startswith("| [07 Learning [to] \\| generalize](https://arxiv.org/abs/2401.00001) |")
-    assert lines[3].startswith("| [12 ")
-    assert "The method &lt;helps&gt;." in lines[2] and "**holds**" in lines[2]
-    assert "gain: 0.1 [-0.049, 0.249]; ≥ 0.05: holds, not clear" in lines[2]
-    assert "null (control): 0.001 [" in lines[2] and "level: 0.6 [0.451, 0.749]" in lines[2]
+    assert lines[2] == "| [07](#paper-07) Learning [to] \\| generalize | **holds** | 3 |"
+    assert lines[3].startswith("| [12](#paper-12) ")
+
+
+def test_section_has_a_row_a_claim_and_the_plot(outcome, tmp_path):
+    record(outcome, tmp_path)
+    text = claim_sections(tmp_path)
+    assert text.startswith(
+        "## Paper 07\n\n[Learning [to] \\| generalize](https://arxiv.org/abs/2401.00001). "
+    )
+    assert "The method &lt;helps&gt;." in text
+    assert "| gain: better than the baseline | ≥ 0.05 | 0.1 | [-0.049, 0.249] | holds, not clear |" in text
+    assert "| null (control): the control gains nothing | ≤ 0.02 | 0.001 | [" in text
+    assert "| level: accuracy of the method |  | 0.6 | [0.451, 0.749] | reported |" in text
+    assert "![07-example](07-example.svg)" in text
 
 
 def test_folder_without_records_and_other_json_are_named(tmp_path):

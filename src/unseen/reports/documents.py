@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from unseen.registry import REGISTRIES, Entry, objectives
-from unseen.reports.reproductions import verdict_table
+from unseen.reports.reproductions import claim_sections, verdict_table
 
 METHODS, REPRODUCTIONS, BENCHMARKS = "methods.md", "reproductions/README.md", "benchmarks.md"
 LEARNING = ("objectives", "updates", "averaging")
@@ -48,7 +48,6 @@ def methods_page(docs: str | Path = "docs") -> str:
 
 def reproductions_page(folder: str | Path) -> str:
     """Markdown of the records in docs/reproductions, with each plot."""
-    folder = Path(folder)
     lines = [
         "# Reproductions",
         "",
@@ -56,9 +55,8 @@ def reproductions_page(folder: str | Path) -> str:
         "the results. A refuted claim stays. A control takes the claimed cause away.",
         "",
         verdict_table(folder),
+        claim_sections(folder),
     ]
-    for plot in sorted(folder.glob("[0-9]*.svg")):
-        lines.append(f"![{plot.stem}]({plot.name})\n")
     return "\n".join(lines)
 
 

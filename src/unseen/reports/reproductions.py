@@ -14,6 +14,9 @@ from rich.table import Table
 from unseen.errors import InputError
 from unseen.reports.notation import ABSENT, count, duration
 
+COLUMNS = 6
+"""Metrics side by side in a table of the terminal."""
+
 _COLOURS = {"holds": "green", "refuted": "red", "reported": "dim"}
 
 
@@ -24,7 +27,9 @@ def print_outcome(outcome: Any, console: Console) -> None:
     console.print(f"claim    {escape(card.claim)}", highlight=False)
     console.print(f"here     {escape(card.here)}", highlight=False)
     console.print()
-    console.print(_conditions(outcome))
+    for table in _conditions(outcome):
+        console.print(table)
+        console.print()
     for name in outcome.summary().columns:
         console.print(
             f"[dim]{escape(name)}: {escape(outcome.reproduction.metrics[name])}[/]", highlight=False
@@ -41,8 +46,17 @@ def print_outcome(outcome: Any, console: Console) -> None:
     )
 
 
-def _conditions(outcome: Any) -> Table:
+def _conditions(outcome: Any) -> list[Table]:
+    """Means of the metrics by condition, a few metrics a table."""
     summary = outcome.summary()
+    names = list(summary.columns)
+    return [
+        _means(outcome, summary[names[first : first + COLUMNS]].dropna(how="all"))
+        for first in range(0, len(names), COLUMNS)
+    ]
+
+
+def _means(outcome: Any, summary: Any) -> Table:
     roles = {condition.name: condition.role for condition in outcome.reproduction.conditions}
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
     table.add_column("condition", overflow="fold")
@@ -77,11 +91,46 @@ def _claims(outcome: Any) -> Table:
 
 
 def verdict_table(folder: str | Path) -> str:
-    """A Markdown table of the records `NN-name.json` in a folder, by the number of the paper.
+    """A Markdown table of the records `NN-name.json` in a folder: a row a paper with its verdict.
 
-    A row a paper: its claim, the conditions' verdict, and each judged claim's number with interval and
-    threshold. Raises InputError for a folder without records and for a file that is not one.
+    Raises InputError for a folder without records and for a file that is not one.
     """
+    lines = ["| paper | verdict | seeds |", "|---|---|---|"]
+    for record in _records(folder):
+        paper, verdict = record["paper"], f"**{_markdown(record['verdict'])}**"
+        title = f"[{paper['number']:02d}](#paper-{paper['number']:02d}) {_markdown(paper['title'])}"
+        lines.append(f"| {title} | {verdict} | {len(record['seeds'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def claim_sections(folder: str | Path) -> str:
+    """Markdown with a section for each record: the paper's claim, a row for each claim tested, the plot."""
+    lines = []
+    for record in _records(folder):
+        paper = record["paper"]
+        title = _markdown(paper["title"])
+        if paper.get("arxiv"):
+            title = f"[{title}](https://arxiv.org/abs/{paper['arxiv']})"
+        stem = f"{paper['number']:02d}-{record['name']}"
+        lines += [
+            f"## Paper {paper['number']:02d}",
+            "",
+            f"{title}. {_markdown(record['claim'])}",
+            "",
+            f"`unseen reproduce {record['name']}`: **{_markdown(record['verdict'])}**, {len(record['seeds'])} seeds.",
+            "",
+            "| claim | threshold | mean | 95 % interval | verdict |",
+            "|---|---|---|---|---|",
+            *map(_claim_row, record["claims"]),
+            "",
+            f"![{stem}]({stem}.svg)",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _records(folder: str | Path) -> list[dict[str, Any]]:
+    """The records in a folder, by the number of the paper."""
     paths = sorted(Path(folder).glob("[0-9]*.json"))
     if not paths:
         raise InputError(
@@ -89,21 +138,7 @@ def verdict_table(folder: str | Path) -> str:
             "holds no records of reproductions",
             "Write some with `unseen reproduce NAME --record FOLDER`.",
         )
-    records = sorted((_read(path) for path in paths), key=lambda record: record["paper"]["number"])
-    lines = [
-        "| paper | claim tested | verdict | numbers (95 % interval; threshold) | seeds |",
-        "|---|---|---|---|---|",
-    ]
-    for record in records:
-        paper = record["paper"]
-        title = f"{paper['number']:02d} {_markdown(paper['title'])}"
-        if paper.get("arxiv"):
-            title = f"[{title}](https://arxiv.org/abs/{paper['arxiv']})"
-        numbers = "<br>".join(_claim_line(claim) for claim in record["claims"])
-        verdict = f"**{_markdown(record['verdict'])}**"
-        cells = [title, _markdown(record["claim"]), verdict, numbers, str(len(record["seeds"]))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return sorted((_read(path) for path in paths), key=lambda record: record["paper"]["number"])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -117,14 +152,16 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _claim_line(claim: dict[str, Any]) -> str:
-    number = f"{_number(claim['mean'])} {_interval(claim['low'], claim['high'])}".strip()
-    if claim["verdict"] == "reported":
-        return f"{_markdown(claim['name'])}: {number}"
-    unclear = "" if claim["clear"] else ", not clear"
-    threshold = claim["threshold"].replace("<=", "≤").replace(">=", "≥")
-    control = " (control)" if claim["control"] else ""
-    return f"{_markdown(claim['name'])}{control}: {number}; {threshold}: {claim['verdict']}{unclear}"
+def _claim_row(claim: dict[str, Any]) -> str:
+    judged = claim["verdict"] != "reported"
+    cells = [
+        f"{_markdown(claim['name'])}{' (control)' if claim['control'] else ''}: {_markdown(claim['statement'])}",
+        claim["threshold"].replace("<=", "≤").replace(">=", "≥") if judged else "",
+        _number(claim["mean"]),
+        _interval(claim["low"], claim["high"]),
+        claim["verdict"] + (", not clear" if judged and not claim["clear"] else ""),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _markdown(text: str) -> str:
