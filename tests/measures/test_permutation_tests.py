@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from unseen.errors import InputError
+from unseen.measures import permutation_tests
 from unseen.measures.permutation_tests import density_difference, energy_distance, mmd, permuted_differences
 
 DRAW = np.random.default_rng(0)
@@ -19,7 +20,9 @@ def slow_difference(kernel: np.ndarray, first: list[int]) -> float:
     return sum(within) - 2 * np.mean([kernel[i, j] for i in first for j in second])
 
 
-def test_the_matrix_product_is_the_mean_over_pairs_of_every_shuffle():
+@pytest.mark.parametrize("columns", [5, 500])
+def test_the_matrix_product_is_the_mean_over_pairs_of_every_shuffle(columns, monkeypatch):
+    monkeypatch.setattr(permutation_tests, "COLUMNS", columns)
     kernel = DRAW.random((12, 12))
     kernel = torch.from_numpy(kernel + kernel.T)
     fast = permuted_differences(kernel, 5, 40, seed=3)

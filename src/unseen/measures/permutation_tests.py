@@ -2,7 +2,7 @@
 
 Which example belongs to which set is shuffled many times; the p-value (1 + number of shuffles that differ as much as
 the sets do) / (1 + shuffles) is exact for independent examples, whatever their distribution. All shuffles are the
-rows of one 0/1 matrix, so that their statistics are one matrix product with the kernel.
+rows of one 0/1 matrix, so that their statistics are one product with the (symmetric) kernel.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.measures.two_samples import TwoSampleResult, two_sets
+
+COLUMNS = 500
+"""Of a kernel, that are multiplied at a time."""
 
 
 def mmd(
@@ -122,12 +125,17 @@ def permuted_differences(kernel: Tensor, count: int, permutations: int, seed: in
     The first entry is that of the sets as they are, the others those of shuffled sets.
     """
     others = len(kernel) - count
-    # float32 takes half the time; it changes means by about 1e-8 of a kernel's values, shuffles by 1e-4
-    kernel = kernel.float()
-    members = _members(len(kernel), count, permutations, seed).to(kernel)
+    members = _members(len(kernel), count, permutations, seed).to(kernel.device, torch.float32)
     diagonal = kernel.diagonal()
     rows = (kernel.sum(1) - diagonal).double()
-    within_first = ((members @ kernel - members * diagonal) * members).sum(1, dtype=torch.float64)
+    within_first = -(members @ diagonal.float()).double()
+    # float32 takes half the time; it changes means by about 1e-7 of a kernel's values, shuffles by 1e-4. Of two
+    # blocks of columns only the later is multiplied with the earlier, and counted twice: a quarter less time
+    for start in range(0, len(kernel), COLUMNS):
+        end = start + COLUMNS
+        own, columns = members[:, start:end], kernel[:end, start:end].float()
+        sums = (own @ columns[start:]).addmm_(members[:, :start], columns[:start], alpha=2)
+        within_first += (sums * own).sum(1, dtype=torch.float64)
     between = members.double() @ rows - within_first
     within_second = rows.sum() - within_first - 2 * between
     return (
