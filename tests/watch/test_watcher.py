@@ -103,3 +103,8 @@ def test_options_that_make_no_sense(digits):
     assert Watcher(digits.predictor, alpha=0.001).permutations == 2999
     with pytest.raises(InputError, match="permutations: is 100. Give 299"):
         Watcher(digits.predictor, permutations=100)
+
+
+def test_a_single_example_is_no_chunk(digits):
+    with pytest.raises(InputError, match="chunk: has 1 example"):
+        Watcher(digits.predictor).observe(digits.calm[:1])

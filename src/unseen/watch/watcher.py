@@ -112,6 +112,8 @@ class Watcher:
     def observe_outputs(self, bank: Bank, names: Sequence[str] | None = None) -> Chunk:
         """As `observe`, for outputs of the model that are at hand."""
         seen, count = sum(chunk.examples for chunk in self.chunks), len(bank)
+        if count < 2:
+            raise InputError("chunk", f"has {count} example(s)", "Give two at least, better a hundred.")
         names = [str(seen + i) for i in range(count)] if names is None else list(names)
         familiarity = self.predictor.familiarity
         scores = familiarity.score(bank)  # type: ignore[union-attr]  # checked in __init__
