@@ -16,7 +16,7 @@ from unseen.errors import InputError
 from unseen.shifts import Shift
 from unseen.shifts.arrays import open_npz
 from unseen.shifts.shift import take
-from unseen.shifts.tables import TEXT_ENDINGS, _separator, read_table
+from unseen.shifts.tables import TEXT_ENDINGS, separator, read_table
 
 BY_ROW = ("x", "y", "domain", "group", "weight", "time", "ids")
 """Arrays of an .npz file with a row an example; the others are names."""
@@ -43,7 +43,7 @@ def _table(path: Path, shift: Shift, rows: Tensor, out: Path) -> Path:
     ids = pd.Index(list(shift.ids or range(len(shift))))[rows.numpy()]
     name = path.name.lower()
     if name.endswith(TEXT_ENDINGS):
-        mark = _separator(path)
+        mark = separator(path)
         frame = pd.read_csv(path, sep=mark, skipinitialspace=True, dtype=str, keep_default_na=False)
         chosen = frame.iloc[ids]
         return _written(out, lambda part: chosen.to_csv(part, sep=mark, index=False))

@@ -28,7 +28,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     name = path.name.lower()
     try:
         if name.endswith(TEXT_ENDINGS):
-            frame = pd.read_csv(path, sep=_separator(path), skipinitialspace=True, low_memory=False)
+            frame = pd.read_csv(path, sep=separator(path), skipinitialspace=True, low_memory=False)
         elif name.endswith((".parquet", ".pq")):
             frame = pd.read_parquet(path)
         elif name.endswith(BINARY_ENDINGS):
@@ -53,7 +53,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return frame
 
 
-def _separator(path: Path) -> str:
+def separator(path: Path) -> str:
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8") as file:
         header = file.readline()
