@@ -54,6 +54,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 def separator(path: Path) -> str:
+    """The mark between the columns of a text table: the one of comma, semicolon and tab that its header has most of."""
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8") as file:
         header = file.readline()

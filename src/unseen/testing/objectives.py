@@ -84,12 +84,12 @@ def _has_gradients(report: ContractReport, new: NewSystem, batch: Batch) -> None
     reached = any(p.grad is not None and bool(p.grad.any()) for p in system.network.parameters())
     require(reached, report, "has no gradient into the network: it would train nothing")
     report.passed.append("finite loss with a gradient")
-    if "penalty" in loss.parts:
+    weights = [p for p in system.network.featurizer.parameters() if p.requires_grad]
+    if "penalty" in loss.parts and weights:
         penalty = loss.parts["penalty"]
-        weights = [p for p in system.network.featurizer.parameters() if p.requires_grad]
-        slopes = torch.autograd.grad(penalty, weights, allow_unused=True) if penalty.requires_grad and weights else [None]
+        slopes = torch.autograd.grad(penalty, weights, allow_unused=True) if penalty.requires_grad else [None]
         require(
-            not weights or any(slope is not None and bool(slope.any()) for slope in slopes),
+            any(slope is not None and bool(slope.any()) for slope in slopes),
             report,
             "has a penalty without a gradient into the featurizer: the features would not feel it",
         )
