@@ -16,7 +16,7 @@ from unseen.errors import InputError
 from unseen.shifts import Shift
 from unseen.shifts.arrays import open_npz
 from unseen.shifts.shift import take
-from unseen.shifts.tables import TEXT_ENDINGS, separator, read_table
+from unseen.shifts.tables import TEXT_ENDINGS, read_table, separator
 
 BY_ROW = ("x", "y", "domain", "group", "weight", "time", "ids")
 """Arrays of an .npz file with a row an example; the others are names."""
