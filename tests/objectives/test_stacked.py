@@ -8,10 +8,32 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from unseen.registry import objectives
 from unseen.shifts import Batch
+from unseen.shifts.arrays import from_arrays
 from unseen.testing.toy import DOMAINS, LATE, prepared, toy_batch, toy_system
+from unseen.training import Learner
+from unseen.training.batched import can_batch
+from unseen.training.data import TrainingData
+from unseen.training.stages import has_stages
+
+REMEMBERING = {"mesa", "pretrained-kl", "r3f", "trpo"}
+"""Objectives that look at the number of the step to know whether an update begins."""
+
+STAGED = {name for name in objectives.names() if has_stages(objectives.build(name))}
+ALONE = sorted(REMEMBERING | STAGED)
 
 
-@pytest.mark.parametrize("name", objectives.names())
+@pytest.mark.parametrize("name", ALONE)
+def test_why_runs_are_trained_one_by_one_is_told(name):
+    generator = torch.Generator().manual_seed(0)
+    y, domain = torch.arange(72) % 3, torch.arange(72) // 3 % 4
+    shift = from_arrays(torch.randn(72, 4, generator=generator), y, domain)
+    data = TrainingData(shift.split(shift.domains[-1], unlabelled=0.5))
+    why = can_batch(Learner(objective=name, network="mlp(width=4)", batch_size=4), data)
+    assert why is not None
+    assert ("before or after the training" if name in STAGED else "cannot be vectorised") in why
+
+
+@pytest.mark.parametrize("name", [name for name in objectives.names() if name not in ALONE])
 def test_gradients_of_a_stack_equal_those_one_by_one(name):
     systems = [toy_system(lambda: objectives.build(name), seed, "cpu", DOMAINS).double() for seed in range(2)]
     double = toy_batch("cpu", step=LATE).map(lambda t: t.double() if t.is_floating_point() else t)
@@ -23,7 +45,8 @@ def test_gradients_of_a_stack_equal_those_one_by_one(name):
     skeleton = copy.deepcopy(systems[0]).to("meta")
 
     def total(parameters, buffers, x, y):
-        batch = Batch(x=x, y=y, domain=double.domain, domains=DOMAINS, step=LATE)
+        given = {"group": double.group, "ids": double.ids}
+        batch = Batch(x=x, y=y, domain=double.domain, domains=DOMAINS, step=LATE, **given)
         return functional_call(skeleton, (parameters, buffers), (batch,)).total
 
     x, y = torch.stack([b.x for b in batches]), torch.stack([b.y for b in batches])

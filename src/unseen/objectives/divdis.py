@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.networks import Network
+from unseen.networks.gradient_rows import full_precision
 from unseen.networks.hypotheses import Hypotheses, with_heads
 from unseen.objectives.base import Loss, Objective, example_losses
 from unseen.objectives.diversity import pair_loss, pairwise, prior_divergence
@@ -105,9 +106,11 @@ class DivDis(Objective):
         assert isinstance(model, Hypotheses)
         require_unlabelled("divdis", batch)
         risk = labelled_risk(model.all_logits(batch.x), batch)
-        probabilities = torch.softmax(model.all_logits(batch.unlabelled), -1)
-        penalty = pairwise(self.pair_loss, probabilities)
-        prior = prior_divergence(probabilities, self.prior(batch)).mean()
+        logits = full_precision(model.all_logits(batch.unlabelled))
+        with torch.autocast(logits.device.type, enabled=False):
+            probabilities = torch.softmax(logits, -1)
+            penalty = pairwise(self.pair_loss, probabilities)
+            prior = prior_divergence(probabilities, self.prior(batch)).mean()
         total = risk + self.penalty_weight * penalty + self.prior_weight * prior
         return Loss(total, {"risk": risk, "penalty": penalty, "prior": prior})
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from unseen.errors import InputError
 from unseen.networks import Network
+from unseen.networks.gradient_rows import full_precision
 from unseen.objectives.base import Loss, Objective, example_losses
 from unseen.registry import objectives
 from unseen.shifts import Batch
@@ -48,5 +49,7 @@ class Parity(Objective):
         risk = example_losses(logits, batch).mean()
         if batch.group is None:
             return Loss(risk, {"risk": risk})
-        penalty = parity_gap(torch.softmax(logits, 1), batch.group, self.groups)
+        probabilities = torch.softmax(full_precision(logits), 1)
+        with torch.autocast(logits.device.type, enabled=False):
+            penalty = parity_gap(probabilities, batch.group, self.groups)
         return Loss(risk + self.penalty_weight * penalty, {"risk": risk, "penalty": penalty})

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.networks import Network
+from unseen.networks.gradient_rows import full_precision
 from unseen.networks.hypotheses import Members, with_members
 from unseen.objectives.base import Loss, Objective, example_losses
 from unseen.objectives.divdis import check_choice, check_weights, choose_hypothesis, require_unlabelled
@@ -104,13 +105,15 @@ class SequentialDiversity(Objective):
         for earlier in range(index):
             model.freeze(earlier)
         with torch.no_grad():
-            before = torch.stack([model.member_logits(m, batch.unlabelled) for m in range(index)]).softmax(-1)
-        own = model.member_logits(index, batch.unlabelled).softmax(-1)
-        penalty = self.pair_loss(before, own).mean()
-        total, parts = risk + self.penalty_weight * penalty, {"risk": risk, "penalty": penalty}
-        if self.prior_weight:
-            parts["prior"] = prior_divergence(own, self.prior(batch))
-            total = total + self.prior_weight * parts["prior"]
+            earlier_logits = [model.member_logits(m, batch.unlabelled) for m in range(index)]
+            before = full_precision(torch.stack(earlier_logits)).softmax(-1)
+        own = full_precision(model.member_logits(index, batch.unlabelled)).softmax(-1)
+        with torch.autocast(own.device.type, enabled=False):
+            penalty = self.pair_loss(before, own).mean()
+            total, parts = risk + self.penalty_weight * penalty, {"risk": risk, "penalty": penalty}
+            if self.prior_weight:
+                parts["prior"] = prior_divergence(own, self.prior(batch))
+                total = total + self.prior_weight * parts["prior"]
         return Loss(total, parts)
 
     def finish(self, stage: Stage) -> None:

@@ -211,7 +211,7 @@ class TRAMReproduction(Reproduction):
             value=lambda m: _better("digits", m, "pretrained-kl", "label-smoothing"),
         ),
     )
-    seeds = (0, 1, 2)
+    seeds = (0, 1, 2, 3, 4)
 
     def units(self, scale: Scale) -> list[str]:
         return ["text"] if scale == "full" else list(TASKS)
