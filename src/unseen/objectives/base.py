@@ -34,6 +34,10 @@ class Objective(nn.Module):
     needs_features = False
     """Whether what it adds to the risk acts on the featurizer alone: without trained features it does nothing."""
 
+    several_views = False
+    """Whether `prepare` puts several views of each example where the network's inputs were: update rules that give
+    a batch to the network themselves cannot read it then."""
+
     carries_weights = False
     """Whether weights of examples (`batch.weight`) act on every term of the loss, so that an example of weight
     zero might as well be absent. Others refuse data with weights."""

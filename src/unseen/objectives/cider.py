@@ -67,6 +67,8 @@ class CIDer(Objective):
     before the second; here it is one step on the sum.
     """
 
+    several_views = True
+
     def __init__(
         self,
         feature: float = 0.5,

@@ -40,14 +40,15 @@ def dominant_singular_loss(features: Tensor, top_k: int = 5) -> Tensor:
     """Minus the mean share of the `top_k` largest singular values of `features` (N, D) in their sum.
 
     Not centred, as in the published code, so the mean example takes part. The paper's eq. 5 has the largest
-    value alone. Raises InputError for a top_k outside 1..min(N, D) and for features that are all zero.
-    Computed in float32 at least: half precision has no singular values.
+    value alone. Features that are all zero have no direction: their loss is a constant. Raises InputError for a
+    top_k outside 1..min(N, D). Computed in float32 at least: half precision has no singular values.
     """
     most = min(features.shape)
     if not 1 <= top_k <= most:
         raise InputError("top_k", f"is {top_k}", f"Give 1 to min(N, D), here {most}.")
     with torch.autocast(features.device.type, enabled=False):
         wide = features if features.dtype == torch.float64 else features.float()
+        wide = torch.where((wide == 0).all(), torch.ones_like(wide), wide)
         values = torch.linalg.svdvals(wide)  # its gradient, unlike that of `svd`, needs no gap between values
     return -(values[:top_k] / values.sum()).mean()
 

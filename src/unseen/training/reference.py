@@ -40,8 +40,9 @@ class Reference:
             raise InputError("validation", "has no labels", "Give outputs for labelled held-out examples.")
         generator = torch.Generator().manual_seed(seed)
         chosen = validation.take(torch.randperm(len(validation), generator=generator)[:most].sort().values)
-        scores = familiarity.score(chosen)
-        return cls(*(part.detach().cpu() for part in (chosen.features, chosen.logits, chosen.labels, scores)))
+        assert chosen.labels is not None  # as those it was taken from
+        parts = chosen.features, chosen.logits, chosen.labels, familiarity.score(chosen)
+        return cls(*(part.detach().cpu() for part in parts))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -23,6 +23,11 @@ class OutputAware(PerturbedStep):
             remedy = "Bind it to a TrainingSystem, or to any module with a module `network`."
             problem = f"finds no network in the {type(module).__name__} that it moves"
             raise InputError(type(self).__name__, problem, remedy)
+        if getattr(getattr(module, "objective", None), "several_views", False):
+            problem = (
+                f"reads inputs as the network does, but {type(module.objective).__name__} makes several views"
+            )
+            raise InputError(type(self).__name__, problem, "Choose another objective or update rule.")
         super().bind(module, optimizer, **options)
         self.network = network
         return self

@@ -60,13 +60,14 @@ def page(watcher: Watcher, facts: dict[str, Any]) -> str:
     }
     familiarity = {"familiarity": ([c.familiarity for c in chunks], expected["familiarity"], SERIES[2])}
     effect = {"MMD": ([c.drift_effect for c in chunks], None, ID)}
+    drawings: list[tuple[str, str, dict[str, tuple[list[float], float | None, str]]]] = [
+        ("shares", "Accepted share and estimated accuracy", shares),
+        ("familiarity", "Mean familiarity", familiarity),
+        ("effect", "Drift of the features: effect", effect),
+    ]
     figures = "\n".join(
         f"<figure>{_figure(watcher, name, title, lines)}<figcaption>{_CAPTIONS[name]}</figcaption></figure>"
-        for name, title, lines in (
-            ("shares", "Accepted share and estimated accuracy", shares),
-            ("familiarity", "Mean familiarity", familiarity),
-            ("effect", "Drift of the features: effect", effect),
-        )
+        for name, title, lines in drawings
     )
     head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(c))}</tr>" for c in chunks)
