@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from unseen.console import (
+    check_table_ending,
+    duration,
+    escaped,
+    folder_name,
+    load_plugins,
+    new_console,
+    progress_bar,
+    resumable,
+    say,
+    saying,
+    split_names,
+    warnings_told,
+    write_table,
+)
 from unseen.curation.command import curate
 from unseen.extrapolation.command import extrapolate
 from unseen.merging.command import merge
@@ -40,7 +52,7 @@ def main() -> None:
     try:
         app()
     except UnseenError as error:
-        _say(_console(stderr=True), "[bold red]error:[/]", error)
+        say(new_console(stderr=True), "[bold red]error:[/]", error)
         sys.exit(2)
 
 
@@ -108,20 +120,20 @@ def run(
     plugin: Plugins = None,
 ) -> None:
     """Train learners, judge them on domains they have not seen, write a report and a model to deploy."""
-    console = _console()
-    folder = out or Path("runs") / _folder_name(data)
-    with _said(console, "loading"):
+    console = new_console()
+    folder = out or Path("runs") / folder_name(data)
+    with saying(console, "loading"):
         from unseen.shifts.checks import check_shift
         from unseen.shifts.opening import open_shift
         from unseen.studies.study import Study
         from unseen.training import Hardware
 
     hardware = Hardware(accelerator, devices, precision)
-    with _warnings_told(console):
-        _load_plugins(plugin)
+    with warnings_told(console):
+        load_plugins(plugin)
         _check_before_training(folder, detector, coverage, engine, workers, hardware)
         _check_unlabelled(unlabelled, unseen, after)
-        with _said(console, f"opening {data}"):
+        with saying(console, f"opening {data}"):
             given = {"label": label, "domain": domain, "group": group, "time": time, "text": text}
             shift = open_shift(
                 data,
@@ -132,13 +144,13 @@ def run(
             )
             check_shift(shift)
         console.print(
-            f"[bold]{_escape(shift.name)}[/]: {len(shift):,} examples, {len(shift.classes)} classes, "
-            f"{len(shift.domains)} domains ({_escape(', '.join(shift.domains[:8]))}"
+            f"[bold]{escaped(shift.name)}[/]: {len(shift):,} examples, {len(shift.classes)} classes, "
+            f"{len(shift.domains)} domains ({escaped(', '.join(shift.domains[:8]))}"
             f"{', ...' if len(shift.domains) > 8 else ''})"
         )
         study = Study(
             shift,
-            _split(learners),
+            split_names(learners),
             unseen=unseen or None,
             after=after,
             unlabelled=unlabelled,
@@ -155,7 +167,7 @@ def run(
             clip=clip,
             patience=patience,
         )
-        with _resumable(console):
+        with resumable(console):
             _execute(study, folder, engine, workers, hardware, console)
             _finish(folder, study, detector, coverage, hardware, console)
 
@@ -198,10 +210,10 @@ def _execute(study: Any, folder: Path, engine: str, workers: int | None, hardwar
             console.print(f"{there} of {len(study.plan.cells)} runs are already in {folder}")
         steps = sum(learner.steps for learner in study.plan.learners) * missing // len(study.plan.learners)
         if steps > WORTH_ESTIMATING:
-            with _said(console, "estimating the time"):
+            with saying(console, "estimating the time"):
                 seconds = estimate_seconds(study.plan, store, workers)
-            console.print(f"{missing} runs to train, about {_duration(seconds)}")
-        with _progress(console) as bar:
+            console.print(f"{missing} runs to train, about {duration(seconds)}")
+        with progress_bar(console) as bar:
             task = bar.add_task("training", total=len(study.plan.cells))
             execute(
                 study.plan,
@@ -220,7 +232,7 @@ def _finish(folder: Path, study: Any, detector: str, coverage: float, hardware: 
     from unseen.studies.results import Results
 
     results = Results(folder)
-    with _said(console, "training the model to deploy"):
+    with saying(console, "training the model to deploy"):
         predictor = train_for_deployment(
             results,
             study.shift,
@@ -230,7 +242,7 @@ def _finish(folder: Path, study: Any, detector: str, coverage: float, hardware: 
             hardware=hardware,
         )
         model = predictor.save(folder / "model")
-    with _said(console, "writing the report"):
+    with saying(console, "writing the report"):
         report = write_report(results, study.shift, folder, detector=detector)
     print_summary(results, console)
     console.print(f"\nreport  {report}\nmodel   {model}", highlight=False)
@@ -250,14 +262,14 @@ def predict(
     plugin: Plugins = None,
 ) -> None:
     """Label, probabilities, familiarity and accept/abstain for new data."""
-    console = _console(stderr=out is None)
+    console = new_console(stderr=out is None)
     if out is not None:
-        _check_table_ending(out)
-    _load_plugins(plugin)
+        check_table_ending(out)
+    load_plugins(plugin)
     from unseen.shifts.new_inputs import open_inputs
     from unseen.training.model_folder import load
 
-    with _warnings_told(console):
+    with warnings_told(console):
         predictor = load(model)
         text = text or predictor.facts.get("data", {}).get("source", {}).get("text")
         inputs, names = open_inputs(data, predictor.preprocessing, text, skip_bad=skip_bad)
@@ -266,7 +278,7 @@ def predict(
     if out is None:
         table.to_csv(sys.stdout, index=False)
     else:
-        _write_table(table, out)
+        write_table(table, out)
     accepted = f", {table.accept.mean():.1%} accepted" if "accept" in table else ""
     console.print(f"{len(table):,} predictions{accepted}" + (f" -> {out}" if out else ""), highlight=False)
 
@@ -284,10 +296,10 @@ def list_(
     from unseen.errors import InputError, nearest
     from unseen.registry import REGISTRIES
 
-    _load_plugins(plugin)
+    load_plugins(plugin)
     if kind is not None and kind not in REGISTRIES:
         raise InputError(f"kind {kind!r}", "is not known", nearest(kind, REGISTRIES))
-    console = _console()
+    console = new_console()
     for name, registry in REGISTRIES.items():
         if kind in (None, name):
             table = Table(title=name, title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -305,7 +317,7 @@ def report(
     rule: Annotated[str | None, typer.Option(help="Select by another rule than the study's.")] = None,
 ) -> None:
     """Write the report of a study again, and print its summary."""
-    console = _console()
+    console = new_console()
     from unseen.errors import InputError
     from unseen.reports.report import write_report
     from unseen.reports.terminal import print_summary
@@ -315,12 +327,12 @@ def report(
     results = Results(folder, rule)  # type: ignore[arg-type]
     source = results.plan["shift"]["source"]
     try:
-        with _warnings_told(console):
+        with warnings_told(console):
             shift = open_shift(**source) if source else None
         if shift is not None and shift.fingerprint != results.plan["shift"]["fingerprint"]:
             raise InputError(f"data {source['source']!r}", "have changed since the study")
     except InputError as error:
-        _say(console, "[yellow]note:[/] examples are left out:", error)
+        say(console, "[yellow]note:[/] examples are left out:", error)
         shift = None
     print_summary(results, console)
     console.print(f"\nreport  {write_report(results, shift, folder)}", highlight=False)
@@ -340,8 +352,8 @@ def reproduce(
     plugin: Plugins = None,
 ) -> None:
     """Test a paper's central claim; prints a table with a verdict a claim. Goes on where it was stopped."""
-    console = _console()
-    _load_plugins(plugin)
+    console = new_console()
+    load_plugins(plugin)
     from unseen.papers.reproduce import record as write_record
     from unseen.papers.reproduce import reproduce as run_reproduction
     from unseen.registry import papers
@@ -349,7 +361,7 @@ def reproduce(
 
     for each in papers.names() if name == "all" else [name]:
         papers[each]  # an unknown name is reported before a progress bar appears
-        with _resumable(console), _progress(console) as bar:
+        with resumable(console), progress_bar(console) as bar:
             task = bar.add_task(each, total=None)
             tell = functools.partial(_tell_unit, bar, task, each)
             scale: Any = "full" if full else "laptop"
@@ -367,135 +379,6 @@ app.command()(watch)
 
 def _tell_unit(bar: Any, task: Any, name: str, what: str, done: int, total: int) -> None:
     bar.update(task, description=f"{name}: {what}", completed=done, total=total)
-
-
-# Pieces of the terminal ----------------------------------------------------------------------------------
-
-
-def _console(stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-def _escape(text: object) -> str:
-    from rich.markup import escape
-
-    return escape(str(text))
-
-
-def _load_plugins(paths: list[Path] | None) -> None:
-    if paths:
-        from unseen.registry import load_plugin
-
-        for path in paths:
-            load_plugin(path)
-
-
-@contextlib.contextmanager
-def _warnings_told(console: Any) -> Iterator[None]:
-    """Print this library's warnings as one line each, as they come; keep others out of the way."""
-    from unseen.errors import UnseenWarning
-
-    told: set[str] = set()
-
-    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-        if issubclass(category, UnseenWarning) and str(message) not in told:
-            told.add(str(message))
-            _say(console, "[yellow]warning:[/]", message)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UnseenWarning)
-        warnings.showwarning = show
-        yield
-
-
-def _say(console: Any, mark: str, message: object) -> None:
-    """One message; a terminal gets it wrapped between words, a file as one line."""
-    console.print(f"{mark} {_escape(message)}", highlight=False, soft_wrap=not console.is_terminal)
-
-
-@contextlib.contextmanager
-def _resumable(console: Any) -> Iterator[None]:
-    """Say on Ctrl-C that nothing is lost, and end with the shell's exit code for it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print("interrupted: what is finished is kept; the same command goes on from there")
-        raise typer.Exit(130) from None
-
-
-@contextlib.contextmanager
-def _said(console: Any, what: str) -> Iterator[None]:
-    with console.status(what + " ..."):
-        yield
-
-
-def _progress(console: Any) -> Any:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _split(text: str) -> list[str]:
-    """Parts between commas that are outside parentheses."""
-    from unseen.training.learner import split_outside_parentheses
-
-    return [part.strip() for part in split_outside_parentheses(text, ",")]
-
-
-def _folder_name(data: str) -> str:
-    """runs/NAME for a path or the name of a shift with options."""
-    name = Path(data).stem if Path(data).exists() else data
-    return "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name).strip("-") or "study"
-
-
-def _check_table_ending(path: Path) -> None:
-    from unseen.errors import InputError
-
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise InputError(f"file {str(path)!r}", "has an unknown ending", "Write to .csv or .parquet.")
-
-
-def _write_table(table: Any, path: Path) -> None:
-    from unseen.errors import InputError
-
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        if path.suffix.lower() == ".parquet":
-            table.to_parquet(temporary, index=False)
-        else:
-            table.to_csv(temporary, index=False)
-        os.replace(temporary, path)
-    except OSError as error:
-        problem = (
-            f"cannot be written ({error.strerror or error})"  # pandas gives a missing folder no strerror
-        )
-        raise InputError(f"file {str(path)!r}", problem, "Choose another.") from None
-    finally:
-        with contextlib.suppress(OSError):  # it is gone when all went well
-            temporary.unlink()
 
 
 if __name__ == "__main__":

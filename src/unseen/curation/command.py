@@ -42,28 +42,28 @@ def curate(
     ] = None,
 ) -> None:
     """Choose what to train on: writes ids with scores, the reduced data set, and says what was kept."""
-    from unseen.cli import _console, _folder_name, _load_plugins, _said, _split, _warnings_told
+    from unseen.console import folder_name, load_plugins, new_console, saying, split_names, warnings_told
 
-    console = _console()
-    folder = out or Path("curated") / _folder_name(data)
-    with _warnings_told(console):
-        with _said(console, "loading"):
+    console = new_console()
+    folder = out or Path("curated") / folder_name(data)
+    with warnings_told(console):
+        with saying(console, "loading"):
             from unseen.curation.reduced import write_ids, write_reduced
             from unseen.shifts.opening import open_shift
             from unseen.studies.scoring import score_shift
 
-        _load_plugins(plugin)
+        load_plugins(plugin)
         given: dict[str, Any] = {"label": label, "domain": domain, "text": text, "image_size": image_size}
-        names = _split(by)
+        names = split_names(by)
         grouping = _check(data, names, keep, within, folder)
-        with _said(console, f"opening {data}"):
+        with saying(console, f"opening {data}"):
             shift = open_shift(
                 data,
                 **given,
                 features=None if features is None else [name.strip() for name in features.split(",")],
                 skip_bad=skip_bad,
             )
-        with _said(console, f"training and scoring by {', '.join(names)}"):
+        with saying(console, f"training and scoring by {', '.join(names)}"):
             found = score_shift(
                 shift, names, keep, by=grouping, network=network, backbone=backbone, steps=steps, seed=seed
             )

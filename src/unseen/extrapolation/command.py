@@ -48,16 +48,16 @@ def extrapolate(
     seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 0,
 ) -> None:
     """Let a language model (or a list) propose domains, generate examples there, and write them as data to open."""
-    from unseen.cli import _console, _progress, _resumable, _said, _warnings_told
+    from unseen.console import new_console, progress_bar, resumable, saying, warnings_told
 
-    console = _console()
-    with _said(console, "loading"):
+    console = new_console()
+    with saying(console, "loading"):
         from unseen.extrapolation.synthesis import extrapolate as run
 
     hidden = tuple(unseen or ())
     proposer = _proposer(endpoint, model, key, style, per_class, proposals, template, hidden, out)
     generator = _generator(diffusion, licence, image_size, text)
-    with _warnings_told(console), _resumable(console), _progress(console) as bar:
+    with warnings_told(console), resumable(console), progress_bar(console) as bar:
         shown = bar.add_task("generating", total=None)
         shift = run(
             task,

@@ -43,11 +43,11 @@ def merge(
     ] = None,
 ) -> None:
     """Merge checkpoints tensor by tensor, in little memory. Goes on where it was stopped."""
-    from unseen.cli import _console, _load_plugins, _resumable, _said, _warnings_told
+    from unseen.console import load_plugins, new_console, resumable, saying, warnings_told
 
-    console = _console()
-    _load_plugins(plugin)
-    with _said(console, "loading"):
+    console = new_console()
+    load_plugins(plugin)
+    with saying(console, "loading"):
         from unseen.merging.recipe import read_recipe
         from unseen.merging.streaming import merge_to_disk
 
@@ -58,7 +58,7 @@ def merge(
     else:
         recipe = _recipe(inputs, chosen, extrapolate)
     limit = _bytes(shard_size)
-    with _warnings_told(console), _resumable(console), _bar(console) as bar:
+    with warnings_told(console), resumable(console), _bar(console) as bar:
         task = bar.add_task(f"{recipe.method}", total=None)
         made = merge_to_disk(
             recipe,

@@ -43,13 +43,16 @@ _CAPTIONS = {
     "effect": "Maximum mean discrepancy; 0: as ID validation. Filled: a chunk with an alarm.",
 }
 
+Lines = dict[str, tuple[list[float], float | None, str]]
+"""Name of a line -> its values by chunk, that of ID validation if there is one, colour."""
+
 
 def page(watcher: Watcher, facts: dict[str, Any]) -> str:
     """A whole HTML page without scripts or anything from elsewhere; readable in light and dark."""
     chunks, expected = watcher.chunks, watcher.expected
     alarming = sum(bool(chunk.alarms) for chunk in chunks)
     about = "; ".join(f"{name}: {value}" for name, value in facts.items())
-    shares = {
+    shares: Lines = {
         "accepted": ([c.accepted for c in chunks], expected["accepted"], ID),
         "highest estimate of accuracy": (
             [c.accuracy_range[1] for c in chunks],
@@ -58,9 +61,11 @@ def page(watcher: Watcher, facts: dict[str, Any]) -> str:
         ),
         "lowest": ([c.accuracy_range[0] for c in chunks], None, UNSEEN),
     }
-    familiarity = {"familiarity": ([c.familiarity for c in chunks], expected["familiarity"], SERIES[2])}
-    effect = {"MMD": ([c.drift_effect for c in chunks], None, ID)}
-    drawings: list[tuple[str, str, dict[str, tuple[list[float], float | None, str]]]] = [
+    familiarity: Lines = {
+        "familiarity": ([c.familiarity for c in chunks], expected["familiarity"], SERIES[2])
+    }
+    effect: Lines = {"MMD": ([c.drift_effect for c in chunks], None, ID)}
+    drawings: list[tuple[str, str, Lines]] = [
         ("shares", "Accepted share and estimated accuracy", shares),
         ("familiarity", "Mean familiarity", familiarity),
         ("effect", "Drift of the features: effect", effect),
@@ -79,9 +84,7 @@ def page(watcher: Watcher, facts: dict[str, Any]) -> str:
     )
 
 
-def _figure(
-    watcher: Watcher, name: str, title: str, lines: dict[str, tuple[list[float], float | None, str]]
-) -> str:
+def _figure(watcher: Watcher, name: str, title: str, lines: Lines) -> str:
     numbers = [chunk.number for chunk in watcher.chunks]
     alarming = [bool(chunk.alarms) for chunk in watcher.chunks]
     with drawing(900, 240) as (figure, axes):

@@ -35,17 +35,17 @@ def watch(
     ] = None,
 ) -> None:
     """Familiarity, drift, estimated accuracy and alarms for what arrives, chunk by chunk, without labels."""
-    from unseen.cli import _console, _escape, _load_plugins, _said, _warnings_told
+    from unseen.console import escaped, load_plugins, new_console, saying, warnings_told
 
-    console = _console()
-    _load_plugins(plugin)
-    with _said(console, "loading"):
+    console = new_console()
+    load_plugins(plugin)
+    with saying(console, "loading"):
         from unseen.training.model_folder import load
         from unseen.watch.arrivals import open_arrivals
         from unseen.watch.records import write_watch
         from unseen.watch.watcher import Watcher
 
-    with _warnings_told(console):
+    with warnings_told(console):
         predictor = load(model)
         watcher = Watcher(predictor, alpha=alpha, seed=seed)
         text = text or predictor.facts.get("data", {}).get("source", {}).get("text")
@@ -62,7 +62,7 @@ def watch(
             )
             for reason in seen.alarms:
                 console.print(
-                    f"       [bold red]alarm:[/] {_escape(reason)}", highlight=False, soft_wrap=True
+                    f"       [bold red]alarm:[/] {escaped(reason)}", highlight=False, soft_wrap=True
                 )
     folder = out or Path("runs") / f"watch-{stream.resolve().stem}"
     page = write_watch(watcher, folder, {"model": str(model), "stream": str(stream), "chunk": chunk})
