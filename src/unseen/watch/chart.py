@@ -21,7 +21,7 @@ figure { margin: 0 0 20px; padding: 16px; background: var(--surface); border: 1p
 div { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
-td:last-child { white-space: normal; text-align: left; color: var(--bad); min-width: 22em; }
+td:last-child { white-space: normal; text-align: left; color: var(--bad); min-width: 12em; }
 p, figcaption { color: var(--muted); }
 """
 _COLUMNS = (
