@@ -26,12 +26,12 @@ def methods_page(docs: str | Path = "docs") -> str:
         "Methods that share a file are settings of one engine.",
         "",
     ]
-    for kind, registry in REGISTRIES.items():
+    for kind in REGISTRIES:
         columns = ["name", "what it is", "options", "paper"]
         if kind in LEARNING:
             columns[2:2] = ["needs", "cost", "file"] if kind == "objectives" else ["cost", "file"]
         lines += [f"## {kind}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-        for entry in registry:
+        for entry in entries(kind):
             shown = {
                 "name": f"`{entry.name}`",
                 "what it is": entry.summary,
@@ -85,6 +85,12 @@ def _needs(entry: Entry) -> str:
         "unlabelled examples": objective.needs_unlabelled,
     }
     return ", ".join(what for what, needed in needs.items() if needed)
+
+
+def entries(kind: str) -> list[Entry]:
+    """What this library registers itself: neither plug-ins nor what reproductions need for themselves."""
+    found = [e for e in REGISTRIES[kind] if e.target.__module__.startswith("unseen.")]
+    return [e for e in found if kind == "papers" or not e.target.__module__.startswith("unseen.papers.")]
 
 
 def _options(entry: Entry) -> str:

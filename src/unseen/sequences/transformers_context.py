@@ -195,6 +195,10 @@ def _no_rotation(width: int) -> Callable[..., tuple[Tensor, Tensor]]:
     return forward
 
 
+CACHE_NAMES = ("past_key_values", "cache")
+"""What `generate` calls its cache: the second since transformers 5.24."""
+
+
 def _streaming_preparation(
     original: Callable, policy: AttentionPolicy, last: int, layers: int
 ) -> Callable[..., None]:
@@ -204,13 +208,14 @@ def _streaming_preparation(
     from unseen.sequences.transformers_cache import streaming_cache
 
     def prepare(generation_config: Any, model_kwargs: dict[str, Any], *rest: Any, **named: Any) -> None:
-        given = model_kwargs.get("past_key_values")
+        given = any(model_kwargs.get(name) is not None for name in CACHE_NAMES)
         original(generation_config, model_kwargs, *rest, **named)
-        made = model_kwargs.get("past_key_values")
-        if given is None and type(made) is DynamicCache and not made.offloading:
-            mask = model_kwargs.get("attention_mask")
-            first = starting_rows(policy, None if mask is None else left_padding(mask))
-            model_kwargs["past_key_values"] = streaming_cache(layers, first, last)
+        for name in CACHE_NAMES:
+            made = model_kwargs.get(name)
+            if not given and type(made) is DynamicCache and not made.offloading:
+                mask = model_kwargs.get("attention_mask")
+                first = starting_rows(policy, None if mask is None else left_padding(mask))
+                model_kwargs[name] = streaming_cache(layers, first, last)
 
     return prepare
 
