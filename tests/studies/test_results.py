@@ -4,8 +4,12 @@ from scipy.special import expit, logit
 
 from unseen.detection.metrics import ood_metrics
 from unseen.measures.accuracy_estimates import estimate_accuracy
+from unseen.studies.evaluate import evaluate
 from unseen.studies.results import Results
 from unseen.studies.study import Study
+from unseen.training import Learner
+from unseen.training.data import TrainingData
+from unseen.training.system import build_system
 
 SMALL = {"steps": 8, "batch_size": 16, "network": "linear", "evaluations": 1, "detectors": ("msp", "knn")}
 
@@ -52,3 +56,14 @@ def test_estimates_and_familiarity_are_those_of_the_stored_outputs(searched):
     familiarity = searched.familiarity.set_index("detector")
     assert familiarity.auroc["knn"] == pytest.approx(np.mean(expected["auroc"]))
     assert set(familiarity.index) == {"msp", "knn"}
+
+
+@pytest.mark.parametrize(("network", "alike"), [("linear", True), ("mlp(width=8)", False)])
+def test_scores_are_shared_only_where_no_network_shapes_the_features(toy, network, alike):
+    data = TrainingData(toy.split("d"))
+    first, second = (
+        evaluate(build_system(Learner(network=network), data, seed).network, data, ("knn", "msp"))[1]
+        for seed in (0, 1)
+    )
+    assert np.array_equal(first["unseen/score/knn"], second["unseen/score/knn"]) == alike
+    assert not np.array_equal(first["unseen/score/msp"], second["unseen/score/msp"])
