@@ -107,7 +107,7 @@ def captions_of(*words: Tensor) -> Tensor:
 
 
 class TinyClip(nn.Module):
-    """The small CLIP as a `DualEncoder`: its texts are made of shapes, numbers of colours and domains ("ring 3 sketch").
+    """The small CLIP as a `DualEncoder`. Its texts are made of shapes, numbers of colours and domains: "ring 3".
 
     Words that it does not know are an error, "a photo of a" is always there.
     """
