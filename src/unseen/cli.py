@@ -259,21 +259,49 @@ def predict(
         str | None, typer.Option(help="Column of texts; default the column it was trained on.")
     ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave images that cannot be decoded out.")] = False,
+    adapt: Annotated[
+        str | None,
+        typer.Option(help="Adapt on the way, in the order of the data: tent, t3a, ... (list adaptation)."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples that --adapt learns from together.")] = 64,
+    steer: Annotated[
+        str | None,
+        typer.Option(help="Choose among the heads of a drm model: entropy, discriminator, prototype, uniform."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column of a table: --steer chooses for each of its values by itself.")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Label, probabilities, familiarity and accept/abstain for new data."""
+    """Label, probabilities, familiarity and accept/abstain for new data.
+
+    With --adapt or --steer the answers are another network's than the one whose sense of the familiar is stored:
+    there is no familiarity then.
+    """
     console = new_console(stderr=out is None)
     if out is not None:
         check_table_ending(out)
+    _check_predicting(adapt, steer, group)
     load_plugins(plugin)
-    from unseen.shifts.new_inputs import open_inputs
+    from unseen.shifts.new_inputs import open_inputs, read_column
     from unseen.training.model_folder import load
 
     with warnings_told(console):
         predictor = load(model)
         text = text or predictor.facts.get("data", {}).get("source", {}).get("text")
         inputs, names = open_inputs(data, predictor.preprocessing, text, skip_bad=skip_bad)
-        table = predictor.predict(inputs)
+        if adapt is not None:
+            from unseen.training.adapted import predict_adapted
+
+            table = predict_adapted(predictor, inputs, adapt, batch_size=batch_size)
+        elif steer is not None:
+            from unseen.networks.steering import Steering
+            from unseen.training.steered import predict_steered
+
+            groups = None if group is None else read_column(data, group)
+            table = predict_steered(predictor, inputs, groups, Steering(by=steer))
+        else:
+            table = predictor.predict(inputs)
     table.insert(0, "id", names)
     if out is None:
         table.to_csv(sys.stdout, index=False)
@@ -281,6 +309,15 @@ def predict(
         write_table(table, out)
     accepted = f", {table.accept.mean():.1%} accepted" if "accept" in table else ""
     console.print(f"{len(table):,} predictions{accepted}" + (f" -> {out}" if out else ""), highlight=False)
+
+
+def _check_predicting(adapt: str | None, steer: str | None, group: str | None) -> None:
+    from unseen.errors import InputError
+
+    if adapt is not None and steer is not None:
+        raise InputError("--adapt and --steer", "were given together", "Give one of them.")
+    if group is not None and steer is None:
+        raise InputError("--group", "was given without --steer", "Say how heads are chosen: --steer entropy.")
 
 
 @app.command("list")

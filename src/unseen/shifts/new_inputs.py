@@ -58,6 +58,15 @@ def open_inputs(
     return frame[text].fillna("").astype(str).tolist(), names
 
 
+def read_column(source: str | os.PathLike[str], column: str) -> list[str]:
+    """The values of one column of a table, as texts, in the order of `open_inputs`."""
+    frame = read_table(Path(source).expanduser())
+    columns = [str(name) for name in frame.columns]
+    if column not in columns:
+        raise InputError(f"column {column!r}", f"is not in {str(source)!r}", nearest(column, columns))
+    return frame[column].astype(str).tolist()
+
+
 def _require(kind: str, able: tuple[str, ...], path: Path) -> None:
     if kind not in able:
         wanted = {

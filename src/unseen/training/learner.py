@@ -101,6 +101,12 @@ class Learner:
             spec = Spec.of(part)
             kinds = {"objective": objectives, "update": updates, "averaging": averaging}
             kind = next((k for k, registry in kinds.items() if spec.name in registry), None)
+            if kind is None and spec.name in networks:
+                raise InputError(
+                    f"learner {text!r}",
+                    f"names {spec.name!r}, which is a network",
+                    f"Give it as the network of another learner: network={str(spec)!r}, or --network on the command line.",
+                )
             if kind is None:
                 names = [name for registry in kinds.values() for name in registry.names()]
                 raise InputError(
