@@ -226,6 +226,32 @@ def test_predictions_for_a_table(penguin_study, penguins, command, tmp_path):
     ]  # fmt: skip
 
 
+def test_predictions_of_a_network_that_adapts_or_is_steered(penguin_study, penguins, command, tmp_path):
+    data, model = tmp_path / "new.csv", tmp_path / "drm"
+    penguins.to_csv(data, index=False)
+    said = command("predict", penguin_study.model, data, "-o", tmp_path / "t.csv", "--adapt", "t3a")
+    assert said.code == 0, said.err
+    adapted = pd.read_csv(tmp_path / "t.csv")
+    assert list(adapted.columns) == ["id", "label", "p(female)", "p(male)"] and len(adapted) == 344
+    split = unseen.open_shift(data, label="sex", domain="island", skip_bad=True).split("Dream")
+    unseen.fit(unseen.Learner.parse("drm", steps=20), split).save(model)
+    for more, heads in (((), 1), (("--group", "island"), 3)):
+        said = command("predict", model, data, "-o", tmp_path / "s.csv", "--steer", "entropy", *more)
+        assert said.code == 0, said.err
+        steered = pd.read_csv(tmp_path / "s.csv")
+        assert set(steered["head"]) <= {"Biscoe", "Torgersen", "all"}
+        per_group = steered.groupby(penguins["island"])["head"].nunique()
+        assert (per_group == 1).all() and steered["head"].nunique() <= heads
+    for arguments, message in (
+        (("--adapt", "t3a", "--steer", "entropy"), "Give one of them"),
+        (("--group", "island"), "without --steer"),
+        (("--steer", "entropy", "--group", "iland"), "Did you mean 'island'"),
+        (("--steer", "entropi"), "Did you mean 'entropy'"),
+    ):
+        said = command("predict", model, data, *arguments)
+        assert said.code == 2 and message in said.err.replace("\n", " "), said.err
+
+
 @pytest.fixture(scope="module")
 def digit_folder(tmp_path_factory) -> Path:
     """domain/class/n.png: zeros, ones and sevens of two of the built-in digit domains."""

@@ -266,7 +266,9 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="Examples that --adapt learns from together.")] = 64,
     steer: Annotated[
         str | None,
-        typer.Option(help="Choose among the heads of a drm model: entropy, discriminator, prototype, uniform."),
+        typer.Option(
+            help="Choose among the heads of a drm model: entropy, discriminator, prototype, uniform."
+        ),
     ] = None,
     group: Annotated[
         str | None, typer.Option(help="Column of a table: --steer chooses for each of its values by itself.")

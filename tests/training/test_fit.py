@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from unseen.errors import InputError, TrainingDiverged
+from unseen.measures.coherence import CoherenceCurve
 from unseen.networks import Network
 from unseen.objectives import Loss, Objective
 from unseen.registry import networks, objectives
@@ -109,6 +110,27 @@ def test_a_run_killed_after_its_last_step_has_nothing_left_to_train(split, tmp_p
     again = train(learner, data, checkpoint=path, progress=lambda *_: pytest.fail("trained a step"))
     assert all(torch.equal(whole.state[name], again.state[name]) for name in whole.state)
     assert again.facts["steps"] == 60
+
+
+def test_an_observer_sees_the_weights_after_each_update_and_changes_nothing(split):
+    data = TrainingData(split)
+    rows = split.train[:64]
+    curve = CoherenceCurve((data.batch(rows, 0).x, split.shift.labels[rows]), every=20)
+    norms = []
+
+    def observe(step, network):
+        curve(step, network)
+        norms.append((step, float(network.head.weight.detach().norm())))
+
+    watched = train(Learner(**SMALL, keep="last"), data, observe=observe)
+    plain = train(Learner(**SMALL, keep="last"), data)
+    for name, tensor in plain.state.items():
+        assert torch.equal(tensor, watched.state[name]), name
+    assert [step for step, _ in norms] == list(range(60))
+    assert norms[-1][1] == pytest.approx(float(plain.state["head.weight"].norm()))
+    assert [row["step"] for row in curve.rows()] == [0, 20, 40]
+    with pytest.raises(InputError, match="one device"):
+        train(Learner(**SMALL), data, observe=observe, hardware=Hardware("cpu", devices=2))
 
 
 def test_a_checkpoint_of_another_run_is_refused(split, tmp_path, monkeypatch):

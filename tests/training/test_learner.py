@@ -64,3 +64,8 @@ def test_the_last_step_is_always_evaluated():
     for steps in (1, 7, 10, 299):
         marks = Learner(steps=steps, evaluations=10).evaluation_steps()
         assert marks[-1] == steps - 1 and len(marks) == min(10, steps) and marks == sorted(set(marks))
+
+
+def test_a_network_named_as_a_learner_is_told_where_it_goes():
+    with pytest.raises(InputError, match="is a network.*--network"):
+        Learner.parse("arm+sam")

@@ -29,6 +29,7 @@ from unseen.training.stages import TrainingStage, has_stages, remove_checkpoints
 from unseen.training.system import build_optimizer, build_system, parameter_groups
 
 Progress = Callable[[int, int], None]
+Observe = Callable[[int, Network], None]
 SECONDS_BETWEEN_CHECKPOINTS = 5
 
 
@@ -55,6 +56,7 @@ def fit(
     hardware: Hardware = Hardware(),
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
+    observe: Observe | None = None,
 ) -> Predictor:
     """Train a learner on a split and return its predictor.
 
@@ -63,11 +65,20 @@ def fit(
     start       the network's state to begin from, such as that of an earlier predictor's network; default a new one
     checkpoint  file to save to and, when it exists, to go on from; the resumed run equals an unbroken one
     progress    called as progress(steps done, steps)
+    observe     called as observe(step, network) after each update, such as a `CoherenceCurve`; it must leave the
+                network and torch's global generator as they were. One device only
     Raises `TrainingDiverged` when the loss becomes NaN or infinite.
     """
     data = data or TrainingData(split, learner.backbone)
     result = train(
-        learner, data, seed=seed, start=start, hardware=hardware, checkpoint=checkpoint, progress=progress
+        learner,
+        data,
+        seed=seed,
+        start=start,
+        hardware=hardware,
+        checkpoint=checkpoint,
+        progress=progress,
+        observe=observe,
     )
     network = build_system(learner, data, seed).network
     network.load_state_dict(result.state)
@@ -85,13 +96,18 @@ def train(
     hardware: Hardware = Hardware(),
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
+    observe: Observe | None = None,
 ) -> TrainingResult:
     """`fit` without the predictor around its result."""
     fabric = hardware.fabric()
     path = Path(checkpoint) if checkpoint is not None else None
     if hardware.devices > 1:
+        if observe is not None:
+            raise InputError(
+                "observe", f"was given for {hardware.devices} devices", "Watch a run on one device."
+            )
         return _train_apart(fabric, learner, data, seed, path, hardware.precision, start)
-    return _train(fabric, learner, data, seed, path, hardware.precision, progress, start)
+    return _train(fabric, learner, data, seed, path, hardware.precision, progress, start, observe)
 
 
 def _train_apart(
@@ -138,6 +154,7 @@ def _train(
     precision: str,
     progress: Progress | None,
     start: StateDict | None = None,
+    observe: Observe | None = None,
 ) -> TrainingResult:
     began = time.perf_counter()
     system = build_system(learner, data, seed)
@@ -215,6 +232,8 @@ def _train(
                     "best": best, "history": history, "since_best": since_best,
                 })  # fmt: skip
                 last_saved = time.perf_counter()
+            if observe is not None:
+                observe(step, network)
             if progress is not None:
                 progress(step + 1, learner.steps)
             if learner.patience is not None and since_best >= learner.patience:
