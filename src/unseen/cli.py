@@ -88,6 +88,10 @@ def run(
         float | None,
         typer.Option(help="Share of the unseen rows given to training without labels, and not judged."),
     ] = None,
+    outliers: Annotated[
+        str | None,
+        typer.Option(help="Table, folder of images or .npz of no class, for learners such as oe and mixoe."),
+    ] = None,
     learners: Annotated[
         str, typer.Option(help="Learners, separated by commas; + combines: irm,hgp+sam+swad.")
     ] = "erm,coral,groupdro,erm+swad",
@@ -141,6 +145,7 @@ def run(
                 features=None if features is None else [name.strip() for name in features.split(",")],
                 skip_bad=skip_bad,
                 image_size=image_size,
+                outliers=outliers,
             )
             check_shift(shift)
         console.print(

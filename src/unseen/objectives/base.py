@@ -45,6 +45,9 @@ class Objective(nn.Module):
     needs_unlabelled = False
     """Whether the loss reads `batch.unlabelled`: the split must set examples without labels apart."""
 
+    needs_outliers = False
+    """Whether the loss reads outliers in `batch.auxiliary`: the shift must have some (`shift.with_outliers`)."""
+
     def make_network(self, build: Callable[[], Network], *, domains: int) -> Network:
         """The network to train, made of what `build` gives: several heads or members of the learner's network."""
         return build()

@@ -83,6 +83,7 @@ def _needs(entry: Entry) -> str:
         "several domains": objective.needs_domains,
         "features to train": objective.needs_features,
         "unlabelled examples": objective.needs_unlabelled,
+        "outliers": objective.needs_outliers,
     }
     return ", ".join(what for what, needed in needs.items() if needed)
 

@@ -32,6 +32,8 @@ class Batch:
     weight  (B,) float or None: weight of each example's loss (None means one)
     unlabelled  inputs of U further examples (U, ...), whose labels nobody knows, or None: of the unseen
             distribution, for objectives that need them. Not aligned with B: every part of a batch has all of them
+    auxiliary  inputs of U known outliers (U, ...), which are of no class, or what an objective's `prepare` has made
+            of them (mixtures with targets, noise), or None. Not aligned with B either
     step    number of the training step, from 0: what schedules read
     repeat  True when an update rule evaluates the same batch again; objectives with running state
             (moving averages, group weights) update it on the first evaluation only
@@ -47,6 +49,7 @@ class Batch:
     step: int = 0
     repeat: bool = False
     unlabelled: Inputs | None = None
+    auxiliary: Inputs | None = None
 
     def __len__(self) -> int:
         return len(self.domain)
@@ -56,7 +59,7 @@ class Batch:
         return replace(self, repeat=True)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Apply `function` to every tensor whose first dimension is the batch; `unlabelled` stays as it is."""
+        """Apply `function` to every tensor whose first dimension is the batch; `unlabelled` and `auxiliary` stay."""
         changed = {
             name: function(value)
             for name in ("y", "domain", "ids", "group", "weight")
@@ -78,4 +81,5 @@ class Batch:
 
         moved = self.map(move)
         moved.unlabelled = None if self.unlabelled is None else map_tensors(move, self.unlabelled)
+        moved.auxiliary = None if self.auxiliary is None else map_tensors(move, self.auxiliary)
         return moved

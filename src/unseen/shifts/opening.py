@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from unseen import registry
 from unseen.errors import InputError, nearest
 from unseen.shifts.arrays import open_npz
 from unseen.shifts.image_folders import IMAGE_ENDINGS, open_image_folder
+from unseen.shifts.new_inputs import open_inputs
+from unseen.shifts.preprocessing import fit_preprocessing
 from unseen.shifts.shift import Shift
 from unseen.shifts.tables import TABLE_ENDINGS, from_dataframe, read_table
 
@@ -30,6 +33,7 @@ def open_shift(
     features: Sequence[str] | None = None,
     skip_bad: bool = False,
     image_size: int | tuple[int, int] | None = None,
+    outliers: str | os.PathLike[str] | None = None,
 ) -> Shift:
     """Open the data to learn from.
 
@@ -44,9 +48,24 @@ def open_shift(
     features    columns to learn from; None takes all that have no other role
     skip_bad    leave rows without label or domain, and images that cannot be decoded, out with a warning
     image_size  side or (height, width) in pixels; None follows the files, at most 224
+    outliers    a file or folder of inputs that are of no class, in the form of what a trained model reads
+                (`open_inputs`): for objectives that learn to be uncertain of them
 
     `open_shift(**shift.source)` opens the same data again. Raises `InputError` that says what is right.
     """
+    if outliers is not None:
+        plain = open_shift(
+            source,
+            label=label,
+            domain=domain,
+            group=group,
+            time=time,
+            text=text,
+            features=features,
+            skip_bad=skip_bad,
+            image_size=image_size,
+        )
+        return _with_outliers(plain, outliers, text, skip_bad)
     options = {
         "label": label,
         "domain": domain,
@@ -81,6 +100,18 @@ def open_shift(
         _allow(given, ("skip_bad",), "an .npz file")
         return open_npz(path, skip_bad=skip_bad, source=again)
     return _open_table(read_table(path), path.stem, given, again)
+
+
+def _with_outliers(shift: Shift, source: str | os.PathLike[str], text: str | None, skip_bad: bool) -> Shift:
+    # a preprocessing knows the kind and size of the inputs; what it fits on a few rows is not used
+    form = fit_preprocessing(shift, torch.arange(min(len(shift), 32)))
+    try:
+        inputs, _ = open_inputs(source, form, text, skip_bad=skip_bad)
+        shift = shift.with_outliers(inputs)
+        form.encode(inputs)
+    except InputError as error:
+        raise InputError(f"outliers: {error.subject}", error.problem, error.remedy) from None
+    return replace(shift, source={**shift.source, "outliers": str(source)} if shift.source else {})
 
 
 def _open_table(frame: pd.DataFrame, name: str, given: dict[str, Any], source: dict[str, Any]) -> Shift:

@@ -52,6 +52,8 @@ class Shift:
     group    (N,) int64 into `groups`, or None: a further attribute for worst-group metrics
     weight   (N,) float from 0, or None: what each example counts in training, such as an importance weight
     time     (N,) sortable values, or None: lets a split train on earlier and test on later examples
+    outliers further raw inputs of the same form that are of no class, or None: training may learn to be uncertain
+             of them (outlier exposure); they have no domain and judge nothing
     """
 
     name: str
@@ -66,6 +68,7 @@ class Shift:
     groups: tuple[str, ...] = ()
     weight: Tensor | None = None
     time: np.ndarray | None = None
+    outliers: Any = None
     description: str = ""
     source: dict[str, Any] = field(default_factory=dict)
     """How to open this shift again (for the report and the model card)."""
@@ -110,6 +113,20 @@ class Shift:
                     f"Number them from 0 to {len(names) - 1}.",
                 )
 
+        if self.outliers is not None:
+            self._check_outliers()
+
+    def _check_outliers(self) -> None:
+        if count_rows(self.outliers) == 0:
+            raise InputError("outliers", "are none", "Give at least one, or leave them out.")
+        if self.kind not in ("array", "image") or is_lazy(self.inputs) or is_lazy(self.outliers):
+            return
+        own, found = tuple(self.inputs.shape[1:]), tuple(self.outliers.shape[1:])
+        if own != found:
+            raise InputError(
+                "outliers", f"have examples of shape {found}", f"Give the shape {own} of the data."
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -137,6 +154,13 @@ class Shift:
             time=None if self.time is None else np.asarray(self.time)[numpy_rows],
         )
 
+    def with_outliers(self, outliers: Any) -> Shift:
+        """The same shift with known outliers: raw inputs in the form of its own, of no class.
+
+        Raises `InputError` for none at all, or of another shape.
+        """
+        return replace(self, outliers=outliers)
+
     def counts(self) -> pd.DataFrame:
         """Examples per domain (rows) and class (columns)."""
         table = torch.zeros(len(self.domains), len(self.classes), dtype=torch.int64)
@@ -154,6 +178,9 @@ class Shift:
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
         if self.weight is not None:
             digest.update(b"weight" + self.weight.numpy().tobytes())
+        if self.outliers is not None:
+            digest.update(b"outliers")
+            _digest(self.outliers, digest)
         _digest(self.inputs, digest)
         return digest.hexdigest()[:16]
 

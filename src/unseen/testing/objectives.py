@@ -141,6 +141,7 @@ def _takes_every_kind_of_batch(report: ContractReport, new: NewSystem, batch: Ba
     system = new().double()
     double = batch.map(lambda t: t.double() if t.is_floating_point() else t)
     double.unlabelled = map_tensors(torch.Tensor.double, batch.unlabelled)
+    double.auxiliary = map_tensors(torch.Tensor.double, batch.auxiliary)
     total = system(prepared(system, double)).total
     require(total.dtype == torch.float64, report, f"computes in {total.dtype} when all is float64")
     close(total.float(), value, report, "gives another loss in float64", tolerance=1e-3)
@@ -191,16 +192,17 @@ def _agrees_under_vmap(report: ContractReport, systems: list[TrainingSystem], ba
     parameters, buffers = stack_module_state(systems)  # type: ignore[arg-type]
     skeleton = copy.deepcopy(systems[0])
 
-    def total(parameters: Any, buffers: Any, x: Tensor, y: Tensor, group: Tensor) -> Tensor:
+    def total(parameters: Any, buffers: Any, x: Tensor, y: Tensor, group: Tensor, auxiliary: Any) -> Tensor:
         one = Batch(x=x, y=y, domain=batch.domain, domains=DOMAINS, group=group, step=LATE)
-        one.unlabelled = batch.unlabelled
+        one.unlabelled, one.auxiliary = batch.unlabelled, auxiliary
         return functional_call(skeleton, (parameters, buffers), (one,)).total
 
     try:
         x = torch.stack([b.x for b in batches])  # type: ignore[misc]
         y = torch.stack([b.y for b in batches])
         group = torch.stack([b.group for b in batches])  # type: ignore[misc]
-        found = vmap(total)(parameters, buffers, x, y, group)
+        auxiliary = _stacked([b.auxiliary for b in batches])
+        found = vmap(total)(parameters, buffers, x, y, group, auxiliary)
     except RuntimeError as error:
         return str(error).splitlines()[0]
     close(found, expected, report, "gives another loss under vmap than alone")
@@ -208,3 +210,9 @@ def _agrees_under_vmap(report: ContractReport, systems: list[TrainingSystem], ba
         together = torch.stack([dict(s.named_buffers())[name] for s in alone])
         close(value, together, report, f"changes the buffer {name!r} differently under vmap")
     return True
+
+
+def _stacked(inputs: list[Any]) -> Any:
+    if isinstance(inputs[0], dict):
+        return {name: _stacked([one[name] for one in inputs]) for name in inputs[0]}
+    return torch.stack(inputs)

@@ -42,6 +42,7 @@ def toy_batch(device: torch.device | str, step: int = 0, domains: int = DOMAINS)
         group=labels % 2,
         step=step,
         unlabelled=torch.randn(count, INPUTS, generator=generator),
+        auxiliary=torch.randn(count, INPUTS, generator=generator) - 2,
     ).to(device)
 
 

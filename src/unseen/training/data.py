@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -42,14 +43,26 @@ class TrainingData:
         count = per_domain * len(self.split.train_domains)
         return DomainSampler(rows, torch.zeros_like(rows), count, derive_seed(seed, 3))
 
+    @cached_property
+    def stored_outliers(self) -> Any:
+        """The shift's known outliers, encoded as its examples are: nothing is fitted on them."""
+        return self.preprocessing.encode(self.split.shift.outliers)
+
+    def outlier_sampler(self, per_domain: int, seed: int) -> DomainSampler:
+        """Draws as many outliers as `sampler` draws examples; a smaller set starts over within the step."""
+        rows = torch.arange(count_rows(self.stored_outliers))
+        count = per_domain * len(self.split.train_domains)
+        return DomainSampler(rows, torch.zeros_like(rows), count, derive_seed(seed, 4))
+
     def batch(
         self,
         rows: Tensor,
         step: int,
         device: torch.device | str = "cpu",
         unlabelled: Tensor | None = None,
+        outliers: Tensor | None = None,
     ) -> Batch:
-        """The batch of the given rows, and of the given rows without labels, on `device`, with finished inputs."""
+        """The batch of the given rows, of rows without labels and of outliers, on `device`, with finished inputs."""
         shift = self.split.shift
         batch = Batch(
             x=take(self.stored, rows),
@@ -61,10 +74,13 @@ class TrainingData:
             weight=None if shift.weight is None else shift.weight[rows],
             step=step,
             unlabelled=None if unlabelled is None else take(self.stored, unlabelled),
+            auxiliary=None if outliers is None else take(self.stored_outliers, outliers),
         ).to(device)
         batch.x = self.preprocessing.finish(batch.x)
         if batch.unlabelled is not None:
             batch.unlabelled = self.preprocessing.finish(batch.unlabelled)
+        if batch.auxiliary is not None:
+            batch.auxiliary = self.preprocessing.finish(batch.auxiliary)
         return batch
 
     def bank(self, network: Network, role: Role | Tensor, device: torch.device | str = "cpu") -> Bank:

@@ -175,9 +175,11 @@ def _train(
         if not resumes:
             average.begin(network)
     sampler = data.sampler(learner.batch_size, derive_seed(seed, fabric.global_rank))
-    without_labels = None
+    without_labels, outliers = None, None
     if system.objective.needs_unlabelled:
         without_labels = data.unlabelled_sampler(learner.batch_size, derive_seed(seed, fabric.global_rank))
+    if system.objective.needs_outliers:
+        outliers = data.outlier_sampler(learner.batch_size, derive_seed(seed, fabric.global_rank))
     evaluations = set(learner.evaluation_steps())
     best: dict[str, Any] = {"score": None, "step": -1, "state": {}}
     history: list[dict[str, Any]] = []
@@ -197,8 +199,13 @@ def _train(
         for step in range(first, learner.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learner.learning_rate_at(step) * group["scale"]
-            further = None if without_labels is None else without_labels.rows(step)
-            batch = data.batch(sampler.rows(step), step, fabric.device, further)
+            batch = data.batch(
+                sampler.rows(step),
+                step,
+                fabric.device,
+                unlabelled=None if without_labels is None else without_labels.rows(step),
+                outliers=None if outliers is None else outliers.rows(step),
+            )
             generator = torch.Generator().manual_seed(derive_seed(seed, fabric.global_rank, step))
             batch = system.objective.prepare(batch, generator)
             _seed_dropout(derive_seed(seed, fabric.global_rank, step, 1), fabric.device)

@@ -50,6 +50,8 @@ def objection(system: TrainingSystem, run: Run) -> str | None:
         return "Its network has batch normalisation, whose running statistics belong to one run."
     if system.objective.needs_unlabelled:
         return "Its objective reads examples without labels, which are drawn for one run at a time."
+    if system.objective.needs_outliers:
+        return "Its objective reads outliers, which are drawn for one run at a time."
     for module in system.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return "Its network has dropout, whose random numbers would differ from those of a run alone."

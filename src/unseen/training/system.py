@@ -79,6 +79,12 @@ def _require_what_it_needs(learner: Learner, objective: Objective, network: Netw
             "learns from examples of the unseen distribution without labels, but the split has none",
             "Set a share of the unseen domain apart, split(unseen=..., unlabelled=0.5), or choose another objective.",
         )
+    if objective.needs_outliers and split.shift.outliers is None:
+        raise InputError(
+            f"objective {learner.objective.name!r}",
+            "learns from known outliers, but the data has none",
+            "Give inputs that are of no class: shift.with_outliers(inputs), or unseen run --outliers DATA.",
+        )
     support = getattr(network.featurizer, "support", 1)
     if learner.batch_size % support:
         raise InputError(
