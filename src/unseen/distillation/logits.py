@@ -37,10 +37,18 @@ def logit_kl(
     if not temperature > 0:
         raise InputError("temperature", f"is {temperature}", "Give a positive number, such as 1.")
     student, teacher = kept(student, mask), kept(teacher.detach(), mask)
+    return reduced(divergence(student / temperature, teacher / temperature), reduction)
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """(...) KL(softmax(teacher) || softmax(student)) over the last dimension, in single precision at least.
+
+    A class that the teacher excludes (a logit of -inf) has no share in it, whatever the student says.
+    """
     precise = torch.promote_types(student.dtype, torch.float32)
-    log_student = torch.log_softmax(student / temperature, -1, dtype=precise)
-    target = torch.softmax(teacher / temperature, -1, dtype=precise)
-    return reduced(torch.nn.functional.kl_div(log_student, target, reduction="none").sum(-1), reduction)
+    target = torch.softmax(teacher, -1, dtype=precise)
+    log_student = torch.log_softmax(student, -1, dtype=precise).masked_fill(target == 0, 0)
+    return torch.nn.functional.kl_div(log_student, target, reduction="none").sum(-1)
 
 
 def kept(values: Tensor, mask: Tensor | None) -> Tensor:
