@@ -12,7 +12,7 @@ from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, domain_means, example_losses, mean_over_present
 from unseen.objectives.domain_match import discrepancy, pairwise_factor
-from unseen.objectives.head_statistics import head_statistics
+from unseen.objectives.head_statistics import covariance_discrepancy, head_statistics
 from unseen.objectives.mmd import mmd_penalty
 from unseen.objectives.penalty import PenaltySchedule
 from unseen.registry import objectives
@@ -36,11 +36,11 @@ def random_sides(domain: Tensor, domains: int, seed: int) -> Tensor:
 def coral_distance(features: Tensor, side: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean squared difference of the means + that of the covariances of two sides; zero if one is empty."""
     found = head_statistics(
-        features, features, side, side, 2, order=["feature_mean", "feature_covariance"], weight=weight,
-        pooled=False,
-    )  # fmt: skip
-    parts = [discrepancy(value, found.present, coordinates="mean") for value in found.values.values()]
-    return pairwise_factor(found.present) * (parts[0] + parts[1])
+        features, features, side, side, 2, order=["feature_mean"], weight=weight, pooled=False
+    )
+    means = discrepancy(found.values["feature_mean"], found.present, coordinates="mean")
+    covariances, present = covariance_discrepancy(features, side, 2, weight)
+    return pairwise_factor(present) * (means + covariances / features.shape[1] ** 2)
 
 
 @objectives.register(

@@ -236,7 +236,7 @@ class DomainMatch(Objective):
         order = {"loss", *self.factors}
         if self.probes is not None:
             order.discard("hessian_diagonal")
-        if self._by_gram(features, batch):
+        if self.reference != "pooled":  # compared without being formed, see `_discrepancy`
             order.discard("feature_covariance")
         data = batch.y, batch.domain, batch.domains
         if isinstance(head, nn.Linear):
@@ -261,10 +261,6 @@ class DomainMatch(Objective):
             self._add_moving_average(found, batch.repeat)
         return found
 
-    def _by_gram(self, features: Tensor, batch: Batch) -> bool:
-        """Whether to compare covariances without forming them: cheaper, but there is no pooled one then."""
-        return self.reference != "pooled" and len(batch) < batch.domains * features.shape[1]
-
     def _add_moving_average(self, statistics: HeadStatistics, repeat: bool) -> None:
         variance, decay = statistics.values["gradient_variance"], self.moving_average
         if not repeat:
@@ -279,7 +275,7 @@ class DomainMatch(Objective):
             statistics.pooled["gradient_variance"] = pooled
 
     def _discrepancy(self, name: str, statistics: HeadStatistics, features: Tensor, batch: Batch) -> Tensor:
-        if name == "feature_covariance" and self._by_gram(features, batch):
+        if name == "feature_covariance" and self.reference != "pooled":
             value, _ = covariance_discrepancy(features, batch.domain, batch.domains, batch.weight)
             if self.coordinates == "mean":
                 value = value / features.shape[1] ** 2

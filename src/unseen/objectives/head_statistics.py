@@ -119,9 +119,7 @@ def head_statistics(
         shares = example_shares(rows, weight)
         means = found["feature_mean"] = shares @ features
         if "feature_covariance" in order:
-            second = torch.einsum("kb,bf,bg->kfg", shares, features, features)
-            covariances = second - means.unsqueeze(2) * means.unsqueeze(1)
-            found["feature_covariance"] = covariances * unbiased_factor(shares).view(-1, 1, 1)
+            found["feature_covariance"] = _covariances(features, shares, means)
     found = {name: found[name] for name in order}
     if not pooled:
         return HeadStatistics(found, {}, of_domains.present)
@@ -149,12 +147,16 @@ def covariance_discrepancy(
 ) -> tuple[Tensor, Tensor]:
     """Mean over present domains of |cov_e - mean cov|^2 (Frobenius), and `present` (D,).
 
-    Equal to the discrepancy of `feature_covariance`, but F x F matrices are never formed: <cov_i, cov_j> is a
-    weighted sum of squares of the B x B Gram matrix of the centred features, which is cheaper when B < D F.
+    Equal to the discrepancy of `feature_covariance`. Where B < D F no F x F matrix is formed: <cov_i, cov_j> is a
+    weighted sum of squares of the B x B Gram matrix of the centred features, which is cheaper then.
     """
     features = full_precision(features)
     rows = DomainRows.of(domain, domains, features.dtype)
     shares = example_shares(rows.domains, weight)
+    if len(features) >= domains * features.shape[1]:
+        covariances = _covariances(features, shares, shares @ features)
+        apart = (covariances - torch.einsum("k,kfg->fg", rows.share, covariances)).square().sum((1, 2))
+        return apart @ rows.share, rows.present
     member = (shares > 0).to(features.dtype)
     # the means need no gradient: centred features of a domain sum to zero, which cancels it
     centred = features - member.T @ (shares @ features.detach())
@@ -163,6 +165,13 @@ def covariance_discrepancy(
     mean = scaled.sum(0) / count
     pairs = scaled.T @ scaled / count - mean.unsqueeze(1) * mean  # (B, B)
     return (pairs * _SymmetricGram.apply(centred).square()).sum().clamp(min=0), rows.present
+
+
+def _covariances(features: Tensor, shares: Tensor, means: Tensor) -> Tensor:
+    """(K, F, F) unbiased covariances of K weightings `shares` (K, B) of the examples, with their means (K, F)."""
+    second = torch.einsum("kb,bf,bg->kfg", shares, features, features)
+    covariances = second - means.unsqueeze(2) * means.unsqueeze(1)
+    return covariances * unbiased_factor(shares).view(-1, 1, 1)
 
 
 class _SymmetricGram(torch.autograd.Function):
