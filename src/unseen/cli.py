@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unseen.arena.command import backbones
 from unseen.console import (
     check_table_ending,
     duration,
@@ -415,6 +416,7 @@ def reproduce(
             console.print(f"record  {write_record(outcome, record)}", highlight=False)
 
 
+app.command()(backbones)
 app.command()(curate)
 app.command()(extrapolate)
 app.command()(merge)
