@@ -105,7 +105,7 @@ class PALMLoss(nn.Module):
         A prototype that is its class alone has none: what is left is CIDER's dispersion.
         """
         count = len(prototypes)
-        if labelled and self.bank.per_class == 1 or count == 1:
+        if count == 1 or (labelled and self.bank.per_class == 1):
             return prototype_separation(prototypes, self.proto_tau)
         itself = torch.eye(count, dtype=torch.bool, device=prototypes.device)
         cosines = prototypes @ prototypes.T / self.proto_tau

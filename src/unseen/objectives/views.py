@@ -27,7 +27,7 @@ def two_views(
     """
     if isinstance(x, dict):
         options = {"crop": crop, "flip": flip, "corruption": corruption}
-        return {
+        return {  # type: ignore[misc]
             name: _pair(value, value)
             if name in STRUCTURE or isinstance(value, dict)
             else two_views(value, generator, **options)  # type: ignore[arg-type]
