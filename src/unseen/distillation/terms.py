@@ -40,6 +40,9 @@ class Term:
         distance_named(self.distance)
         if not self.temperature > 0:
             raise InputError("temperature", f"is {self.temperature}", "Give a positive number, such as 1.")
+        if self.temperature != 1 and self.distance != "kl":
+            problem = f"is {self.temperature} for the distance {self.distance}"
+            raise InputError("temperature", problem, 'Only "kl" softens: leave it at 1, or choose "kl".')
         if not self.weight >= 0:
             raise InputError("weight", f"is {self.weight}", "Give a number from 0.")
         if self.top_k is None and len(_listed(self.student)) != len(_listed(self.teacher or self.student)):
