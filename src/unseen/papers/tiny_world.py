@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, max_pool2d, normalize
 
 from unseen.networks import Network
+from unseen.prompts.text import Tokens
 from unseen.training.system import seeded
 
 SIDE = 16
@@ -127,17 +128,46 @@ class TinyClip(nn.Module):
                 found[row, WORDS.index(word)] = 1
         return self.text(found)
 
+    @property
+    def width(self) -> int:
+        return self.text.body[0].out_features
+
+    def embed_tokens(self, texts: Sequence[str]) -> Tokens:
+        """The words of each text, "a photo of a" first: what learnt prompts add vectors to."""
+        numbers = [
+            torch.tensor(
+                [len(WORDS) - 1, *map(WORDS.index, dict.fromkeys(text.removeprefix(WORDS[-1]).split()))]
+            )
+            for text in texts
+        ]
+        ids = nn.utils.rnn.pad_sequence(numbers, batch_first=True)
+        return Tokens(ids, self.text.body[0].weight.T[ids], torch.tensor(list(map(len, numbers))))
+
+    def encode_embeddings(self, tokens: Tokens) -> Tensor:
+        """The mean of the words' vectors, as the text encoder takes it of captions."""
+        mean = (tokens.vectors * tokens.present.unsqueeze(2)).sum(1) / tokens.lengths.unsqueeze(1)
+        return normalize(self.text.body[1:](mean), dim=-1)
+
 
 def train_clip(
-    seed: int, *, pairs: int, epochs: int, width: int = 32, size: int = 64, batch: int = 256
+    seed: int,
+    *,
+    pairs: int,
+    epochs: int,
+    width: int = 32,
+    size: int = 64,
+    batch: int = 256,
+    domains: Sequence[str] = DOMAINS,
 ) -> tuple[ImageEncoder, TextEncoder, float]:
-    """Image and text encoders after contrastive training on all domains, and the factor of their products.
+    """Image and text encoders after contrastive training on the named domains, and the factor of their products.
 
     Captions name shape and colour and, half of the time, the domain. Images with equal captions are positives of
     each other. Adam at 1e-3.
     """
     generator = torch.Generator().manual_seed(seed)
-    shape, colour, domain = (torch.randint(8, (pairs,), generator=generator) for _ in range(3))
+    shape, colour = (torch.randint(8, (pairs,), generator=generator) for _ in range(2))
+    known = torch.tensor([DOMAINS.index(name) for name in domains])
+    domain = known[torch.randint(len(known), (pairs,), generator=generator)]
     images = render(shape, colour, domain, generator)
     named = captions_of(shape, 8 + colour, 16 + domain)
     silent = torch.rand(pairs, generator=generator) < 0.5
