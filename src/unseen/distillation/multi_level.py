@@ -139,7 +139,7 @@ class MultiLevelDistillation(nn.Module):
         for name, states in (("student size", own), ("teacher size", other)):
             parts[name] = states.detach().square().mean().sqrt()
         if self.normalise:
-            own, other = layer_norm(own, own.shape[-1:]), layer_norm(other, other.shape[-1:])
+            own, other = (layer_norm(states, states.shape[-1:], eps=1e-8) for states in (own, other))
         near = nearest_layer(own, other, self.top_k, self.distance)
         parts["layers"] = near.distance.sum((-2, -1)).mean()
         return parts["prediction"] + parts["layers"], parts

@@ -38,7 +38,7 @@ class LanguageModelOOD:
             raise InputError("length", f"is {length}", "Give 2 tokens or more.")
         self.model, self.tokenizer, self.length, self.start = model, tokenizer, length, start
         self.held_out_losses: list[float] = []
-        _require_causal(model)
+        self._vocabulary = _causal_vocabulary(model)
 
     def fit(
         self,
@@ -130,6 +130,11 @@ class LanguageModelOOD:
                 raise InputError(
                     f"text {number}", problem, "Leave out empty texts, or give a start token for short ones."
                 )
+            if not 0 <= min(ids) <= max(ids) < self._vocabulary:
+                problem = (
+                    f"has ids from {min(ids)} to {max(ids)} and the model knows {self._vocabulary} tokens"
+                )
+                raise InputError(f"text {number}", problem, "Use the model's own tokenizer.")
             encoded.append(ids)
         return encoded
 
@@ -184,8 +189,8 @@ def _logits(output: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _require_causal(model: nn.Module) -> None:
-    """Raise `InputError` when another last token changes what the model says before it."""
+def _causal_vocabulary(model: nn.Module) -> int:
+    """V; raises `InputError` when another last token changes what the model says before it."""
     was_training = model.training
     model.eval()
     ids = torch.tensor([[0, 1, 1, 0, 1, 0], [0, 1, 1, 0, 1, 1]], device=next(model.parameters()).device)
@@ -199,6 +204,7 @@ def _require_causal(model: nn.Module) -> None:
     if not torch.allclose(one, other, atol=1e-2 * float(one.std()), rtol=0):
         problem = "looks at the tokens that it should predict"
         raise InputError("model", problem, "Give a causal language model: a decoder, or one told to be.")
+    return logits.shape[-1]
 
 
 def _step(optimizer: torch.optim.Optimizer, found: Any) -> None:
