@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logit, ndtri
-from scipy.stats import kendalltau, linregress, norm, spearmanr, t
+from scipy.stats import kendalltau, norm, spearmanr, t
 
 from unseen.errors import InputError
+from unseen.measures.accuracy_line import Scaling, accuracy_line
 from unseen.measures.arrays import as_array, as_correct, as_numbers, same_length
 
 
@@ -153,54 +153,25 @@ def worst_group(correct: Any, group: Any, confidence: float = 0.95) -> WorstGrou
     )
 
 
-_SCALINGS = {
-    "logit": (logit, lambda x: 1 / (1 + np.exp(-x))),
-    "probit": (ndtri, norm.cdf),
-    "linear": (lambda x: x, lambda x: x),
-}
-
-
 def effective_robustness(
     id_accuracy: Any,
     ood_accuracy: Any,
     reference_id: Any,
     reference_ood: Any,
-    scaling: Literal["logit", "probit", "linear"] = "logit",
+    scaling: Scaling = "logit",
 ) -> NDArray[np.float64]:
     """OOD accuracy above that of reference models of the same ID accuracy (Taori et al., NeurIPS 2020).
 
-    A line is fitted to the references' OOD on ID accuracy on the `scaling` axis (logit in that paper,
-    probit in Miller et al., ICML 2021). `id_accuracy`, `ood_accuracy`: scalars or (K,) models to judge;
-    `reference_*`: (R,) models trained the ordinary way. Returns (K,) or a 0-d array, in (-1, 1). Raises
-    InputError for fewer than two distinct reference ID accuracies and, unless `scaling` is linear, for
-    accuracies of exactly 0 or 1.
+    A line is fitted to the references' OOD on ID accuracy, see `accuracy_line`. `id_accuracy`, `ood_accuracy`:
+    scalars or (K,) models to judge; `reference_*`: (R,) models trained the ordinary way. Returns (K,) or a 0-d
+    array, in (-1, 1).
     """
-    if scaling not in _SCALINGS:
-        raise InputError("scaling", f"is {scaling!r}", f"Give one of {', '.join(_SCALINGS)}.")
-    scale, back = _SCALINGS[scaling]
-    accuracies = {
-        "id_accuracy": as_correct("id_accuracy", np.atleast_1d(as_array(id_accuracy))),
-        "ood_accuracy": as_correct("ood_accuracy", np.atleast_1d(as_array(ood_accuracy))),
-        "reference_id": as_correct("reference_id", reference_id),
-        "reference_ood": as_correct("reference_ood", reference_ood),
-    }
-    scaled = {name: scale(values) for name, values in accuracies.items() if name != "ood_accuracy"}
-    for name, values in scaled.items():
-        if not np.isfinite(values).all():
-            raise InputError(
-                name,
-                f"has an accuracy of 0 or 1, infinite on the {scaling} axis",
-                "Leave it out, or use 'linear'.",
-            )
-    same_length("reference_ood", scaled["reference_ood"], "reference_id", len(scaled["reference_id"]))
-    same_length("ood_accuracy", accuracies["ood_accuracy"], "id_accuracy", len(scaled["id_accuracy"]))
-    if len(np.unique(scaled["reference_id"])) < 2:
-        raise InputError(
-            "reference_id", "has fewer than two distinct values", "A line needs two models at least."
-        )
-    line = linregress(scaled["reference_id"], scaled["reference_ood"])
-    expected = back(line.intercept + line.slope * scaled["id_accuracy"])
-    return (accuracies["ood_accuracy"] - expected).reshape(np.shape(as_array(id_accuracy)))
+    judged = as_correct("ood_accuracy", np.atleast_1d(as_array(ood_accuracy)))
+    names = "reference_id", "reference_ood"
+    line = accuracy_line(reference_id, reference_ood, scaling, resamples=0, names=names)
+    expected = line.expected(np.atleast_1d(as_array(id_accuracy)))
+    same_length("ood_accuracy", judged, "id_accuracy", len(expected))
+    return (judged - expected).reshape(np.shape(as_array(id_accuracy)))
 
 
 def rank_correlation(
