@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,12 @@ def two_views(
     the rest (masks, token ids) stays: views of text differ by the network's dropout alone (SimCSE, Gao et al. 2021)
     """
     if isinstance(x, dict):
-        options = {"crop": crop, "flip": flip, "corruption": corruption}
-        return {  # type: ignore[misc]
-            name: _pair(value, value)
-            if name in STRUCTURE or isinstance(value, dict)
-            else two_views(value, generator, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"crop": crop, "flip": flip, "corruption": corruption}
+        views: dict[str, Any] = {
+            name: _pair(value, value) if name in STRUCTURE else two_views(value, generator, **options)
             for name, value in x.items()
         }
+        return views
 
     def view() -> Tensor:
         if not x.is_floating_point():
