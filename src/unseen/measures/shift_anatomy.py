@@ -130,8 +130,10 @@ def shift_anatomy(
         for _ in range(resamples)
     ])  # fmt: skip
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    found = [Part(*map(float, each)) for each in zip(estimate, low, high, strict=True)]
-    return ShiftAnatomy(*found, overlap)  # type: ignore[arg-type]
+    drop, label, out, concept, into = (
+        Part(*map(float, each)) for each in zip(estimate, low, high, strict=True)
+    )
+    return ShiftAnatomy(drop, label, out, concept, into, overlap)
 
 
 def _classes(
