@@ -44,7 +44,8 @@ def data():
     labels = np.tile([0, 1], 24)
     x = generator.normal(size=(48, 5)).astype("float32")
     x[:, 0] += 2 * labels
-    return TrainingData(from_arrays(x, labels, domain).split("2", unlabelled=0.5))
+    shift = from_arrays(x, labels, domain).with_outliers(generator.normal(size=(20, 5)).astype("float32") - 3)
+    return TrainingData(shift.split("2", unlabelled=0.5))
 
 
 class Interrupted(Exception):
@@ -59,7 +60,7 @@ def stop_after(count):
     return progress
 
 
-SEVERAL_HEADS = {"divdis", "divdis-seq", "d-bat", "drm"}
+SEVERAL_HEADS = {"divdis", "divdis-seq", "d-bat", "drm", "mcd"}
 ONE_HEAD = {"spectral-head", "udim", "udim-style"}
 SEVERAL_VIEWS = {"cider"}
 OUTPUT_AWARE = {"tram", "tram-fisher", "tram-pretrained", "tram-x", "udim", "udim-style"}

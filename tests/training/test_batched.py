@@ -30,9 +30,9 @@ def _data(unseen: str) -> TrainingData:
     labels, domain = torch.arange(240) % 3, torch.arange(240) // 3 % 4
     centres, places = torch.randn(3, 6, generator=generator), torch.randn(4, 6, generator=generator)
     noise = torch.randn(240, 6, generator=generator) * (1 + 0.3 * domain.view(-1, 1))
-    return TrainingData(
-        from_arrays(centres[labels] + places[domain] + noise, labels, domain).split(unseen, unlabelled=0.5)
-    )
+    shift = from_arrays(centres[labels] + places[domain] + noise, labels, domain)
+    shift = shift.with_outliers(torch.randn(50, 6, generator=generator) - 3)
+    return TrainingData(shift.split(unseen, unlabelled=0.5))
 
 
 @pytest.fixture(scope="module")

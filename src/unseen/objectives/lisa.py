@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, example_losses
+from unseen.objectives.mixing import check_alpha, mixup, random_partners
 from unseen.objectives.targets import class_probabilities, likeliest_class
 from unseen.registry import objectives
 from unseen.shifts import Batch
-from unseen.shifts.batch import map_tensors
-
-
-def random_partners(admissible: Tensor, generator: torch.Generator) -> Tensor:
-    """(B,) for each row of `admissible` (B, B) one of its True columns, uniformly; itself if there is none."""
-    keys = torch.rand(admissible.shape, generator=generator).to(admissible.device)
-    chosen = keys.masked_fill(~admissible, -1).argmax(1)
-    itself = torch.arange(len(admissible), device=admissible.device)
-    return torch.where(admissible.any(1), chosen, itself)
 
 
 @objectives.register(
@@ -42,8 +32,7 @@ class LISA(Objective):
 
     def __init__(self, alpha: float = 2.0, same_label: float = 0.5):
         super().__init__()
-        if not alpha > 0:
-            raise InputError("alpha", f"is {alpha}", "Give a positive number.")
+        check_alpha(alpha)
         if not 0 <= same_label <= 1:
             raise InputError("same_label", f"is {same_label}", "Give a probability from 0 to 1.")
         self.alpha, self.same_label = alpha, same_label
@@ -52,19 +41,13 @@ class LISA(Objective):
         self.classes = classes
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        seed = int(torch.randint(2**62, (1,), generator=generator))
-        random = np.random.default_rng(seed)  # torch.distributions takes no generator
-        share = float(random.beta(self.alpha, self.alpha))
         labels = likeliest_class(batch.y)
         alike, together = labels.unsqueeze(1) == labels, batch.domain.unsqueeze(1) == batch.domain
-        intra_label = random.random() < self.same_label
+        intra_label = float(torch.rand(1, generator=generator)) < self.same_label
         partner = random_partners(alike & ~together if intra_label else together & ~alike, generator)
         targets = class_probabilities(batch.y, self.classes, torch.float32)
-
-        def mixed(values: Tensor) -> Tensor:
-            return share * values + (1 - share) * values[partner]
-
-        return replace(batch, x=map_tensors(mixed, batch.x), y=mixed(targets))
+        x, y, _ = mixup(batch.x, targets, self.alpha, generator, partner)
+        return replace(batch, x=x, y=y)
 
     def forward(self, model: Network, batch: Batch) -> Loss:
         return Loss(example_losses(model(batch.x), batch).mean())

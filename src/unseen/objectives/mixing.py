@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unseen.errors import InputError, nearest
+from unseen.networks import Network
 from unseen.objectives.targets import class_probabilities
 from unseen.shifts.batch import Inputs, map_tensors
 from unseen.shifts.shift import count_rows
@@ -191,13 +192,33 @@ def cross_distribution_mix(
         lacking = "negative" if not is_negative.any() else "ID"
         raise InputError("batch", f"has no {lacking} example", "Draw batches with both kinds of labels.")
     share = beta_share(alpha, generator)
-    # argmax of random keys among the other kind is a uniform draw from it
-    keys = torch.rand(len(features), len(features), generator=generator, device=generator.device)
-    keys = keys.to(features.device)
-    same = is_negative.unsqueeze(1) == is_negative
-    partner = keys.masked_fill(same, -1).argmax(1)
+    partner = random_partners(is_negative.unsqueeze(1) != is_negative, generator)
     mixed, soft, share = _mix_pairs_at(blend, features, targets, share, generator, partner)
     return nn.functional.normalize(mixed, dim=-1), soft, share  # type: ignore[arg-type]
+
+
+def random_partners(admissible: Tensor, generator: torch.Generator) -> Tensor:
+    """(B,) for each row of `admissible` (B, B) one of its True columns, uniformly; itself if there is none."""
+    keys = torch.rand(admissible.shape, generator=generator, device=generator.device).to(admissible.device)
+    chosen = keys.masked_fill(~admissible, -1).argmax(1)
+    itself = torch.arange(len(admissible), device=admissible.device)
+    return torch.where(admissible.any(1), chosen, itself)
+
+
+def joined(first: Any, second: Any) -> Any:
+    """The examples of two inputs one after the other."""
+    if isinstance(first, dict):
+        return {key: joined(value, second[key]) for key, value in first.items()}
+    return torch.cat([first, second])
+
+
+def logits_of_both(model: Network, first: Inputs, second: Inputs, together: bool) -> tuple[Tensor, Tensor]:
+    """Logits of two inputs, in one pass (`together`) or in two: batch normalisation sees both at once, or each."""
+    if not together:
+        return model(first), model(second)
+    count = count_rows(first)
+    logits = model(joined(first, second))
+    return logits[:count], logits[count:]
 
 
 def check_alpha(alpha: float) -> None:

@@ -27,7 +27,8 @@ from unseen.training.system import TrainingSystem
 
 @dataclass
 class StackedBatch(Batch):
-    """Batches of U streams: x, y, ids, group and weight are (U, B, ...); `domain` (B,) is the same for all."""
+    """Batches of U streams: x, y, ids, group, weight and what `prepare` makes (`auxiliary`) are (U, ...);
+    `domain` (B,) is the same for all."""
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> StackedBatch:
@@ -44,6 +45,7 @@ class StackedBatch(Batch):
             domain=first.domain,
             domains=first.domains,
             step=first.step,
+            auxiliary=None if first.auxiliary is None else _stack([batch.auxiliary for batch in batches]),
             **optional,
         )
 
@@ -95,8 +97,8 @@ class StackedSystem:
 
     def __call__(self, batch: Batch) -> Loss:
         """Sum of the runs' losses as `total`; `parts` are (R,) tensors, each run's own loss under "total"."""
-        tensors = {"x": batch.x, "y": batch.y, "ids": batch.ids, "group": batch.group, "weight": batch.weight}
-        given = {name: value for name, value in tensors.items() if value is not None}
+        names = ("x", "y", "ids", "group", "weight", "auxiliary")
+        given = {name: value for name in names if (value := getattr(batch, name)) is not None}
         shared = Batch(None, None, batch.domain, batch.domains, step=batch.step, repeat=batch.repeat)  # type: ignore[arg-type]
 
         def one(state: dict[str, Tensor], numbers: dict[str, Tensor], examples: dict[str, Any]) -> Any:
