@@ -81,13 +81,16 @@ class Setting:
         count = (self.domains + 1) * 4 * self.per_domain
         x = torch.randn(count, *self.shape, generator=generator)
         y = torch.arange(count) // (self.domains + 1) % CLASSES
-        shift = from_arrays(x, y, torch.arange(count) % (self.domains + 1))
+        shift = from_arrays(x, y, torch.arange(count) % (self.domains + 1)).with_outliers(x[::2])
         return TrainingData(shift.split(shift.domains[-1], unlabelled=0.5))
 
-    def batch(self, unlabelled: bool = False) -> Batch:
-        others = self.data.unlabelled_sampler(self.per_domain, 0).rows(0) if unlabelled else None
-        return self.data.batch(
-            self.data.sampler(self.per_domain, 0).rows(0), AFTER_WARMUPS, unlabelled=others
+    def batch(self, unlabelled: bool = False, outliers: bool = False) -> Batch:
+        data, count = self.data, self.per_domain
+        return data.batch(
+            data.sampler(count, 0).rows(0),
+            AFTER_WARMUPS,
+            unlabelled=data.unlabelled_sampler(count, 0).rows(0) if unlabelled else None,
+            outliers=data.outlier_sampler(count, 0).rows(0) if outliers else None,
         )
 
     def __str__(self) -> str:
@@ -149,7 +152,8 @@ def _step(
     """One training step as the training loop makes it, from a batch in memory."""
     learner = LEARNER.replace(objective=objective, network=setting.network)
     system = build_system(learner, setting.data, 0)
-    batch, network = setting.batch(system.objective.needs_unlabelled), system.network
+    batch = setting.batch(system.objective.needs_unlabelled, system.objective.needs_outliers)
+    network = system.network
     if has_stages(system.objective):
         stage = TrainingStage(
             "begin", learner, setting.data, 0, network, torch.device("cpu"), _untrained(setting), None
