@@ -41,9 +41,15 @@ def broken(bank: Bank, value: float) -> Bank:
     return bank
 
 
-every = pytest.mark.parametrize("name", detectors.names())
-LEARNING = [name for name in detectors.names() if detectors.build(name).fit(outputs()).state_dict()]
+NAMES = [name for name in detectors.names() if not detectors.build(name).observes]
+"""Detectors to which features, logits and a head are enough; the others have test files of their own."""
+every = pytest.mark.parametrize("name", NAMES)
+LEARNING = [name for name in NAMES if detectors.build(name).fit(outputs()).state_dict()]
 learning = pytest.mark.parametrize("name", LEARNING)
+
+
+BY_CHANCE = {"isolation-forest"}
+"""Random cuts hardly find what lies between classes, and are other cuts when a feature is added."""
 
 
 def reads_head(name: str) -> bool:
@@ -55,7 +61,7 @@ def reads_head(name: str) -> bool:
     return False
 
 
-headless = pytest.mark.parametrize("name", [name for name in detectors.names() if not reads_head(name)])
+headless = pytest.mark.parametrize("name", [name for name in NAMES if not reads_head(name) and name not in BY_CHANCE])
 """Detectors to which features and logits may be given that no head maps to each other."""
 
 

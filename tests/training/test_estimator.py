@@ -190,7 +190,7 @@ def test_contamination_is_the_share_of_outliers_in_training(contamination):
     "name", [entry.name for entry in detectors if getattr(entry.target, "needs_logits", False)]
 )
 def test_detectors_of_logits_are_refused_with_a_choice(name):
-    with pytest.raises(InputError, match=f"'{name}': reads the logits.*Choose one of .*knn, mahalanobis"):
+    with pytest.raises(InputError, match=f"'{name}': reads the logits.*Choose one of .*knn, .*mahalanobis"):
         FamiliarityDetector(name).fit(examples()[0])
 
 

@@ -43,7 +43,8 @@ def trained(kind: str, detector: str | None, network: str = "auto") -> tuple[Pre
     data = TrainingData(split)
     predictor = fit(Learner(network=network, **SMALL), split, data=data)
     if detector is not None:
-        banks = (data.bank(predictor.network, role) for role in ("train", "validation"))
+        observers = [detectors.build(detector)]
+        banks = (data.bank(predictor.network, r, observers=observers) for r in ("train", "validation"))
         predictor.know_familiar(detector, *banks, coverage=0.9)
     return predictor, raw
 
@@ -84,10 +85,12 @@ def test_a_fresh_process_predicts_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("detector", [None, *detectors.names(), "knn(k=3)"])
 def test_every_detector_comes_back(detector, known, tmp_path):
-    predictor, raw = trained("array", detector)
+    kind = "image" if detector == "rankfeat" else "array"
+    network = {"mc-dropout": "mlp(dropout=0.2)", "deep-ensemble": "heads(of='mlp')"}.get(detector, "auto")
+    predictor, raw = trained(kind, detector, network)
     loaded = unseen.load(predictor.save(tmp_path / "model"))
     same(predictor, loaded, raw)
-    assert loaded.classes == ("red", "green", "blue ✓")
+    assert loaded.classes == (("0", "1", "2") if kind == "image" else ("red", "green", "blue ✓"))
     assert loaded.facts == json.loads(json.dumps(predictor.facts))
     assert (loaded.familiarity is None) == (detector is None)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unseen.errors import InputError, MissingExtra
-from unseen.registry import detectors
+from unseen.registry import Spec, detectors
 from unseen.shifts import Shift
 from unseen.shifts.arrays import from_arrays
 from unseen.shifts.shift import take
@@ -81,10 +81,21 @@ def check(predictor: Predictor, path, stored: object) -> None:
         assert not found
 
 
-@pytest.mark.parametrize("detector", [*detectors.names(), "knn(k=5, largest=50)"])
+EXPORTED = [name for name in detectors.names() if not detectors.build(name).observes]
+
+
+@pytest.mark.parametrize("detector", [*EXPORTED, "knn(k=5, largest=50)"])
 def test_every_detector_gives_the_same_in_onnx(detector, tmp_path):
     predictor, stored = trained("array", detector, "linear")
     check(predictor, predictor.export_onnx(tmp_path / "model.onnx"), stored)
+
+
+def test_detectors_that_need_more_than_a_graph_holds_are_refused(tmp_path):
+    predictor, _ = trained("array", "knn")
+    predictor.familiarity.spec, predictor.familiarity.detector = Spec("gram"), detectors.build("gram")
+    with pytest.raises(InputError, match="'gram': needs more of the network than the graph holds"):
+        predictor.export_onnx(tmp_path / "model.onnx")
+    predictor.export_onnx(tmp_path / "model.onnx", familiarity=False)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ class ClassGaussians(Detector):
             log_roots[number] = factor.diagonal().log().sum()
         centre = means.mean(0)
         self.keep(
+            bank,
             centre=centre.float(),
             means=(means - centre).float(),
             whitening=whitening,
@@ -73,7 +74,7 @@ class ClassGaussians(Detector):
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         features = require_finite(bank.features, "features").float() - self.centre
         if torch.compiler.is_exporting():  # a graph does the same for all inputs
             every = [self._log_density(features, number) for number in range(len(self.means))]

@@ -48,11 +48,11 @@ class GuidedNeighbours(Detector):
         if len(features) > self.largest:
             rows = torch.linspace(0, len(features) - 1, self.largest).long()
             features, energy = features[rows], energy[rows]
-        self.keep(bank=normalize(features, dim=1) * energy[:, None])
+        self.keep(bank, bank=normalize(features, dim=1) * energy[:, None])
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         queries = normalize(require_finite(bank.features, "features").float(), dim=1)
         energy = require_finite(bank.logits, "logits").float().logsumexp(-1)
         # an exported graph takes any number of queries, but a loop over them would fix how many blocks there are

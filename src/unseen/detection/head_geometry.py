@@ -41,11 +41,11 @@ class DecisionBoundaries(Detector):
         # equal weights have no boundary between them: the difference of their logits is constant
         inverse = torch.where(apart > 1e-6 * apart.amax(), 1 / apart, 0)
         mean = require_finite(bank.features, "features").double().mean(0)
-        self.keep(mean=mean.float(), inverse_distances=inverse.float())
+        self.keep(bank, mean=mean.float(), inverse_distances=inverse.float())
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         logits = require_finite(bank.logits, "logits").float()
         spread = (require_finite(bank.features, "features").float() - self.mean).norm(dim=1).clamp(min=1e-8)
         largest, predicted = logits.max(-1)
@@ -76,11 +76,11 @@ class NeuralCollapse(Detector):
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
         mean = require_finite(bank.features, "features").double().mean(0)
-        self.keep(mean=mean.float())
+        self.keep(bank, mean=mean.float())
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         predicted, (weight, _) = require_finite(bank.logits, "logits").argmax(-1), require_head(bank)
         features = require_finite(bank.features, "features").float()
         direction = torch.nn.functional.normalize(features - self.mean, dim=1)

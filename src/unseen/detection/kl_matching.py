@@ -34,11 +34,11 @@ class KLMatching(Detector):
         log_p = torch.log_softmax(require_finite(bank.logits, "logits").double(), -1)
         rows = [log_p[bank.predictions == c] for c in bank.predictions.unique()]
         # a mean of probabilities by their logarithms: a zero would make the divergence infinite
-        self.keep(log_typical=torch.stack([r.logsumexp(0) - math.log(len(r)) for r in rows]).float())
+        self.keep(bank, log_typical=torch.stack([r.logsumexp(0) - math.log(len(r)) for r in rows]).float())
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         log_p = torch.log_softmax(require_finite(bank.logits, "logits").float(), -1)
         p = log_p.exp()
         return (p @ self.log_typical.T - (p * log_p).sum(-1, keepdim=True)).amax(-1)

@@ -90,12 +90,15 @@ class Mahalanobis(Detector):
         means, within, _ = class_statistics(features, _labels(bank), bank.logits.shape[1])
         transform, centre = whitening(within, self.shrinkage), means.mean(0)
         self.keep(
-            transform=transform.float(), centre=centre.float(), means=((means - centre) @ transform).float()
+            bank,
+            transform=transform.float(),
+            centre=centre.float(),
+            means=((means - centre) @ transform).float(),
         )
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         points = (require_finite(bank.features, "features").float() - self.centre) @ self.transform
         return -squared_distances(points, self.means).amin(1).float()
 
@@ -128,6 +131,7 @@ class RelativeMahalanobis(Detector):
         means, within, total = class_statistics(features, _labels(bank), bank.logits.shape[1])
         transform, centre = whitening(within, self.shrinkage), features.double().mean(0)
         self.keep(
+            bank,
             transform=transform.float(),
             centre=centre.float(),
             means=((means - centre) @ transform).float(),
@@ -136,7 +140,7 @@ class RelativeMahalanobis(Detector):
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         centred = require_finite(bank.features, "features").float() - self.centre
         to_class = squared_distances(centred @ self.transform, self.means).amin(1)
         to_all = (centred @ self.background).to(to_class.dtype).square().sum(1)

@@ -57,11 +57,11 @@ class NearestNeighbours(Detector):
             )
         if len(features) > self.largest:
             features = features[torch.linspace(0, len(features) - 1, self.largest).long()]
-        self.keep(bank=torch.nn.functional.normalize(features, dim=1))
+        self.keep(bank, bank=torch.nn.functional.normalize(features, dim=1))
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         queries = torch.nn.functional.normalize(require_finite(bank.features, "features").float(), dim=1)
         k = self.k or min(50, max(1, len(self.bank) // 100))
         neighbour = self.bank[kth_neighbour(queries, self.bank, min(k, len(self.bank)))]

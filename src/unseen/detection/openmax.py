@@ -92,11 +92,11 @@ class OpenMax(Detector):
                     "Fit on two different examples of every class.",
                 ) from None
         shape, log_scale, smallest = means.new_tensor(np.array(models)).T
-        self.keep(means=means, shape=shape, log_scale=log_scale, smallest=smallest)
+        self.keep(bank, means=means, shape=shape, log_scale=log_scale, smallest=smallest)
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         logits = require_finite(bank.logits, "logits").double()
         distances = squared_distances(logits, self.means).sqrt()
         logs = torch.log1p((distances - self.smallest).clamp(min=1 - TRANSLATION) / TRANSLATION)

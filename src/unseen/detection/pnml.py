@@ -45,11 +45,11 @@ class PNML(Detector):
         for rows in features.split(BLOCK):
             unit = normalize(rows.double(), dim=1)
             gram.addmm_(unit.T, unit)
-        self.keep(transform=whitening(gram, self.shrinkage).float())
+        self.keep(bank, transform=whitening(gram, self.shrinkage).float())
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         unit = normalize(require_finite(bank.features, "features").float(), dim=1)
         log_p = torch.log_softmax(linear(unit, *require_head(bank)), -1)
         rare = (unit @ self.transform).square().sum(1, keepdim=True)

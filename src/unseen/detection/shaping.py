@@ -89,7 +89,7 @@ class ReAct(Shaped):
 
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
-        self.keep(threshold=quantile(require_finite(bank.features, "features"), self.clip))
+        self.keep(bank, threshold=quantile(require_finite(bank.features, "features"), self.clip))
         return self
 
     def shape(self, features: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class VariationalRectified(Shaped):
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
         features = require_finite(bank.features, "features")
-        self.keep(lowest=quantile(features, self.low), highest=quantile(features, self.high))
+        self.keep(bank, lowest=quantile(features, self.low), highest=quantile(features, self.high))
         return self
 
     def shape(self, features: Tensor) -> Tensor:

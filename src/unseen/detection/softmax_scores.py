@@ -38,11 +38,11 @@ class TemperatureScaling(Detector):
                 temperature = fit_temperature(logits.detach().double().cpu().numpy(), labels.cpu().numpy())
             except UnseenWarning:
                 temperature = 1.0
-        self.keep(temperature=torch.tensor(temperature, dtype=torch.float32, device=logits.device))
+        self.keep(bank, temperature=torch.tensor(temperature, dtype=torch.float32, device=logits.device))
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         logits = require_finite(bank.logits, "logits").float()
         return torch.softmax(logits / self.temperature, -1).amax(-1)
 

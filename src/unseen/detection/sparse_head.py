@@ -41,11 +41,11 @@ class SparseHead(Detector):
         mean = require_finite(bank.features, "features").double().mean(0)
         contribution = require_head(bank)[0].double() * mean
         threshold = np.quantile(contribution.cpu().numpy(), self.sparsity) if self.sparsity else -np.inf
-        self.keep(kept=contribution > threshold)
+        self.keep(bank, kept=contribution > threshold)
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         features = require_finite(bank.features, "features").float()
         weight, bias = require_head(bank)
         return linear(features, torch.where(self.kept, weight, 0), bias).logsumexp(-1)

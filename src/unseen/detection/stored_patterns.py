@@ -30,10 +30,10 @@ class StoredPatterns(Detector):
         features = require_finite(bank.features, "features")
         require_finite(bank.logits, "logits")
         labels, chosen = require_labels(bank), well_classified(bank)
-        self.keep(patterns=class_means(features[chosen], labels[chosen], bank.logits.shape[1]).float())
+        self.keep(bank, patterns=class_means(features[chosen], labels[chosen], bank.logits.shape[1]).float())
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         predicted = require_finite(bank.logits, "logits").argmax(-1)
         return (require_finite(bank.features, "features").float() * self.patterns[predicted]).sum(-1)

@@ -56,7 +56,7 @@ class Residual(Detector):
             centred = rows.double() - origin
             scatter.addmm_(centred.T, centred)
         directions = torch.linalg.eigh(scatter / len(features)).eigenvectors
-        self.keep(origin=origin.float(), outside=directions[:, : size - kept].float().contiguous())
+        self.keep(bank, origin=origin.float(), outside=directions[:, : size - kept].float().contiguous())
         return self
 
     def residual(self, features: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Residual(Detector):
         return ((features.float() - self.origin) @ self.outside).norm(dim=1)
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         return -self.residual(require_finite(bank.features, "features"))
 
 
@@ -88,11 +88,11 @@ class VirtualLogit(Residual):
         # features of few dimensions have no residual but rounding; logits may all be negative: they mean the
         # same with any constant added
         size = (bank.features.float() - self.origin).norm(dim=1).mean()
-        self.keep(alpha=largest.abs() / torch.maximum(residual, 1e-4 * size).clamp(min=1e-12))
+        self.keep(bank, alpha=largest.abs() / torch.maximum(residual, 1e-4 * size).clamp(min=1e-12))
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         logits = require_finite(bank.logits, "logits").float()
         residual = self.residual(require_finite(bank.features, "features"))
         return logits.logsumexp(-1) - self.alpha * residual

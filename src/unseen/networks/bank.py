@@ -19,7 +19,8 @@ class Bank:
     domain    (N,) int64 index into `domains` or None
     ids       (N,) int64 rows of the shift, or None
     head      the linear head, for scores that need its weights
-    layers    further features by name, for scores over several layers
+    layers    what else was kept of the pass, by name, each (N, ...): see `unseen.detection.Detector.observe`
+    network_hash  of the weights of the network that made the outputs, or None where it is not known
     """
 
     features: Tensor
@@ -30,6 +31,7 @@ class Bank:
     head: nn.Linear | None = None
     layers: dict[str, Tensor] = field(default_factory=dict)
     domains: tuple[str, ...] = ()
+    network_hash: int | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -64,4 +66,5 @@ class Bank:
             self.head,
             {name: value[rows] for name, value in self.layers.items()},
             self.domains,
+            self.network_hash,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unseen.detection import Familiarity
-from unseen.registry import Spec
+from unseen.registry import Spec, detectors
 from unseen.shifts import Shift
 from unseen.studies.results import Results
 from unseen.training import Hardware, Predictor, fit
@@ -35,7 +35,10 @@ def train_for_deployment(
     )
     data = TrainingData(split, choice.learner.backbone)
     predictor = fit(choice.learner, split, seed=0, data=data, hardware=hardware)
-    train, validation = (data.bank(predictor.network, role) for role in ("train", "validation"))
+    observers = [detectors.build(detector)]
+    train, validation = (
+        data.bank(predictor.network, role, observers=observers) for role in ("train", "validation")
+    )
     predictor.familiarity = Familiarity.fit(detector, train, validation, coverage)
     predictor.reference = Reference.of(validation, predictor.familiarity)
     rows = results.table[results.table.method == choice.method]

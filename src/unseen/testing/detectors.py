@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from unseen.detection import Detector
 from unseen.errors import InputError
 from unseen.networks import Bank
+from unseen.networks.hypotheses import Hypotheses, SharedHeads
 from unseen.registry import detectors
+from unseen.shifts.preprocessing import Preprocessing
 from unseen.testing.contract import Buildable, ContractReport, builder, close, equal, require, through_file
+from unseen.training.data import network_outputs
 
-FEATURES, CLASSES, PER_CLASS = 8, 3, 40
+FEATURES, CLASSES, PER_CLASS, SIDE = 8, 3, 40, 3
 
 
 def check_detector(detector: Buildable | Detector, *, device: torch.device | str = "cpu") -> ContractReport:
@@ -26,7 +29,11 @@ def check_detector(detector: Buildable | Detector, *, device: torch.device | str
     Raises `ContractError`.
     """
     build, report = _builder(detector)
-    train, familiar, unfamiliar = (_outputs(kind, device) for kind in ("train", "familiar", "unfamiliar"))
+    observer = build()
+    train, familiar, unfamiliar = (
+        _observed(observer, kind, device) if observer.observes else _outputs(kind, device)
+        for kind in ("train", "familiar", "unfamiliar")
+    )
 
     before = copy.deepcopy(train)
     fitted = build()
@@ -100,6 +107,39 @@ def _outputs(kind: str, device: torch.device | str) -> Bank:
     return Bank(features, head(features).detach(), labels.to(device), head=head)
 
 
+def _observed(detector: Detector, kind: str, device: torch.device | str) -> Bank:
+    """The same of a whole network, for detectors that keep more of a pass: it averages small images over places.
+
+    Places of an image differ at random and every class's channel is active, save in unfamiliar ones. The network
+    drops units in training and has three heads, so that detectors find whatever they look for.
+    """
+    features, labels = (getattr(_outputs(kind, "cpu"), name) for name in ("features", "labels"))
+    generator = torch.Generator().manual_seed(3)
+    images = features[:, :, None, None].expand(-1, -1, SIDE, SIDE).clone()
+    if kind != "unfamiliar":
+        images += torch.randn(images.shape, generator=generator)
+        images[:, :CLASSES] += 1
+    layers = [nn.utils.skip_init(nn.Conv2d, FEATURES, FEATURES, 1, bias=False) for _ in range(2)]
+    with torch.random.fork_rng():
+        head = SharedHeads(3, FEATURES, CLASSES)
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.copy_(torch.eye(FEATURES)[:, :, None, None])
+        head.weights.copy_(torch.eye(CLASSES, FEATURES) * torch.tensor([1.0, 2.0, 3.0])[:, None, None])
+        head.biases.zero_()
+    featurizer = nn.Sequential(*layers, nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = Hypotheses(featurizer, head).to(device)
+    bank = network_outputs(network, Preprocessing(), images.to(device), device, observers=[detector])
+    moved = {name: value.to(device) for name, value in bank.layers.items()}
+    return replace(
+        bank,
+        features=bank.features.to(device),
+        logits=bank.logits.to(device),
+        labels=labels.to(device),
+        layers=moved,
+    )
+
+
 def _scores(report: ContractReport, detector: Detector, bank: Bank, what: str) -> Tensor:
     scores = detector.score(bank)
     require(isinstance(scores, Tensor), report, f"gives {type(scores).__name__} instead of Tensor")
@@ -138,7 +178,8 @@ def _takes_every_precision(
 
 
 def _cast(bank: Bank, dtype: torch.dtype) -> Bank:
-    return replace(bank, features=bank.features.to(dtype), logits=bank.logits.to(dtype))
+    layers = {name: value.to(dtype) for name, value in bank.layers.items()}
+    return replace(bank, features=bank.features.to(dtype), logits=bank.logits.to(dtype), layers=layers)
 
 
 def _refuses_nan(report: ContractReport, act: Callable[[Bank], object], bank: Bank, what: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from unseen.networks import Bank, Network
+from unseen.networks.taps import tapped
 from unseen.registry import Spec
 from unseen.shifts import Batch, Split
 from unseen.shifts.preprocessing import Preprocessing, fit_preprocessing
@@ -16,6 +20,15 @@ from unseen.shifts.sampling import DomainSampler, derive_seed
 from unseen.shifts.shift import count_rows, take
 
 Role = Literal["train", "validation", "unseen", "unlabelled"]
+
+
+class Observer(Protocol):
+    """What keeps more of a pass than features and logits: a detector."""
+
+    @property
+    def observes(self) -> bool: ...
+
+    def observe(self, network: Network, inputs: Any, layers: dict[str, Tensor]) -> dict[str, Tensor]: ...
 
 
 class TrainingData:
@@ -83,34 +96,53 @@ class TrainingData:
             batch.auxiliary = self.preprocessing.finish(batch.auxiliary)
         return batch
 
-    def bank(self, network: Network, role: Role | Tensor, device: torch.device | str = "cpu") -> Bank:
-        """Outputs of `network` for the rows of a role (or for given rows)."""
+    def bank(
+        self,
+        network: Network,
+        role: Role | Tensor,
+        device: torch.device | str = "cpu",
+        observers: Sequence[Observer] = (),
+    ) -> Bank:
+        """Outputs of `network` for the rows of a role (or for given rows), and what `observers` keep of the pass."""
         rows = role if isinstance(role, Tensor) else self.split.rows(role)
         if hasattr(network.featurizer, "support") and len(rows):
             # neighbours are seen together, and must be of one domain
-            bank = self._bank_by_domain(network, rows, device)
+            bank = self._bank_by_domain(network, rows, device, observers)
         else:
-            bank = network_outputs(network, self.preprocessing, take(self.stored, rows), device)
+            bank = network_outputs(
+                network, self.preprocessing, take(self.stored, rows), device, observers=observers
+            )
         bank.labels, bank.domain, bank.ids = (
             self.split.shift.labels[rows],
             self.split.shift.domain[rows],
             rows,
         )
-        bank.domains = self.split.shift.domains
+        bank.domains, bank.network_hash = self.split.shift.domains, weights_hash(network)
         return bank
 
-    def _bank_by_domain(self, network: Network, rows: Tensor, device: torch.device | str) -> Bank:
+    def _bank_by_domain(
+        self, network: Network, rows: Tensor, device: torch.device | str, observers: Sequence[Observer]
+    ) -> Bank:
         domain = self.split.shift.domain[rows]
         order = domain.argsort(stable=True)
         parts = rows[order].split(domain.bincount().tolist())
         banks = [
-            network_outputs(network, self.preprocessing, take(self.stored, part), device)
+            network_outputs(network, self.preprocessing, take(self.stored, part), device, observers=observers)
             for part in parts
             if len(part)
         ]
         back = order.argsort()
-        features = torch.cat([bank.features for bank in banks])[back]
-        return Bank(features, torch.cat([bank.logits for bank in banks])[back], head=network.head)
+        features, logits = (torch.cat([getattr(b, n) for b in banks])[back] for n in ("features", "logits"))
+        layers = {name: torch.cat([bank.layers[name] for bank in banks])[back] for name in banks[0].layers}
+        return Bank(features, logits, head=network.head, layers=layers)
+
+
+def weights_hash(network: Network) -> int:
+    """A number that tells networks with other weights apart, from 1."""
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return int.from_bytes(digest.digest()[:7], "big") + 1
 
 
 @torch.inference_mode()
@@ -120,17 +152,37 @@ def network_outputs(
     stored: object,
     device: torch.device | str = "cpu",
     size: int = 512,
+    observers: Sequence[Observer] = (),
 ) -> Bank:
-    """Features and logits of stored inputs, `size` at a time, in evaluation mode."""
+    """Features and logits of stored inputs, `size` at a time, in evaluation mode: one pass for all observers.
+
+    observers  what they keep of each batch is in the bank's `layers`; smaller batches where there are any
+    """
     was_training = network.training
     network.eval()
     features, logits = [], []
-    count = count_rows(stored)
-    for start in range(0, count, size):
+    kept: dict[str, list[Tensor]] = {}
+    observers = [observer for observer in observers if observer.observes]
+    count, size = count_rows(stored), min(size, 128) if observers else size
+    # an empty set passes, too, where something is kept of it: names and widths are known then
+    for start in range(0, max(count, 1) if observers else count, size):
         part = take(stored, torch.arange(start, min(start + size, count)))
         part = {k: v.to(device) for k, v in part.items()} if isinstance(part, dict) else part.to(device)
-        features.append(network.featurizer(preprocessing.finish(part)).float())
-        logits.append(network.head(features[-1]).float())
+        inputs = preprocessing.finish(part)
+        with ExitStack() as stack:
+            layers = stack.enter_context(tapped(network)) if observers else {}
+            features.append(network.featurizer(inputs).float())
+            logits.append(network.head(features[-1]).float())
+        for observer in observers:
+            for name, value in observer.observe(network, inputs, layers).items():
+                kept.setdefault(name, [])
+                if len(kept[name]) < len(features):  # two detectors may keep the same
+                    kept[name].append(value.detach())
     network.train(was_training)
     empty = [torch.zeros(0, network.features)], [torch.zeros(0, network.classes)]
-    return Bank(torch.cat(features or empty[0]).cpu(), torch.cat(logits or empty[1]).cpu(), head=network.head)
+    return Bank(
+        torch.cat(features or empty[0]).cpu(),
+        torch.cat(logits or empty[1]).cpu(),
+        head=network.head,
+        layers={name: torch.cat(parts).cpu() for name, parts in kept.items()},
+    )

@@ -37,12 +37,19 @@ def export_onnx(predictor: Predictor, path: str | Path, *, familiarity: bool = T
 
     The file's metadata holds "classes" and "preprocessing" as JSON, "library", and "detector", "threshold" and
     "coverage" beside a sense of the familiar. Raises `MissingExtra` without the packages of the extra `onnx`,
-    `InputError` when the file cannot be written or would exceed the 2 GB that the format allows.
+    `InputError` when the file cannot be written or would exceed the 2 GB that the format allows, and for a detector
+    that needs more of the network than features and logits.
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra("ONNX export", "onnx")
     path = Path(path)
+    if familiarity and predictor.familiarity is not None and predictor.familiarity.detector.observes:
+        raise InputError(
+            f"detector {str(predictor.familiarity.spec)!r}",
+            "needs more of the network than the graph holds: layers, gradients or further passes",
+            "Give familiarity=False, or deploy another detector, such as knn.",
+        )
     program = _program(predictor, predictor.familiarity if familiarity else None)
     temporary = None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from unseen.networks import Bank, Network
 from unseen.registry import Spec
 from unseen.shifts import Shift
 from unseen.shifts.preprocessing import Preprocessing
-from unseen.training.data import network_outputs
+from unseen.training.data import Observer, network_outputs
 from unseen.training.reference import Reference, read_reference
 
 
@@ -55,10 +56,16 @@ class Predictor(nn.Module):
     def reference(self, reference: Reference | Path | None) -> None:
         self._reference = reference
 
-    def outputs(self, inputs: Any) -> Bank:
-        """Features and logits of raw inputs (an array, images, a data frame, texts, or a `Shift`)."""
+    def outputs(self, inputs: Any, observers: Sequence[Observer] = ()) -> Bank:
+        """Features and logits of raw inputs (an array, images, a data frame, texts, or a `Shift`).
+
+        observers  detectors whose banks need more of the network; its own sense of the familiar is always one
+        """
         raw = inputs.inputs if isinstance(inputs, Shift) else inputs
-        bank = network_outputs(self.network, self.preprocessing, self.preprocessing.encode(raw), self.device)
+        if self.familiarity is not None:
+            observers = [*observers, self.familiarity.detector]
+        stored = self.preprocessing.encode(raw)
+        bank = network_outputs(self.network, self.preprocessing, stored, self.device, observers=observers)
         if isinstance(inputs, Shift):
             bank.labels, bank.domain, bank.domains = inputs.labels, inputs.domain, inputs.domains
         return bank
