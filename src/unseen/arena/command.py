@@ -124,19 +124,25 @@ def _print(console: Any, frame: Any, ranking: Any) -> None:
     from rich.table import Table
 
     tasks = [column for column in ranking if column not in ("score", "low", "high", "rank")]
-    about = frame.drop_duplicates("backbone").set_index("backbone")
+    params = frame.drop_duplicates("backbone").set_index("backbone").params
     table = Table(title="z-scores, higher is better", title_justify="left", box=None, pad_edge=False)
-    for column in ("", "backbone", *tasks, "overall", "over seeds", "params", "flops"):
-        table.add_column(column, justify="left" if column == "backbone" else "right", no_wrap=True)
+    for column in ("", "backbone", *tasks, "overall", "over seeds", "params"):
+        named = column == "backbone"  # names are what a narrow terminal breaks
+        table.add_column(
+            column,
+            justify="left" if named else "right",
+            no_wrap=not named,
+            overflow="fold",
+            min_width=12 * named,
+        )
     for name, row in ranking.iterrows():
         table.add_row(
             str(int(row["rank"])),
             escape(str(name)),
             *(f"{row[task]:+.2f}" for task in tasks),
             f"{row.score:+.2f}",
-            f"{row.low:+.2f}..{row.high:+.2f}",
-            _short(about.params[name]),
-            _short(about.flops[name]),
+            f"{row.low:+.1f}..{row.high:+.1f}",
+            _short(params[name]),
         )
     console.print(table)
 

@@ -1,4 +1,4 @@
-"""Small image encoders pretrained on the machine: two architectures, five objectives, two sizes of data, equal steps."""
+"""Small image encoders pretrained on the machine: two architectures, five objectives, two sizes of data."""
 
 from __future__ import annotations
 
