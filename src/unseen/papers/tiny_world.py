@@ -130,7 +130,7 @@ class TinyClip(nn.Module):
 
     @property
     def width(self) -> int:
-        return self.text.body[0].out_features
+        return self.text.body[0].out_features  # type: ignore[return-value]
 
     def embed_tokens(self, texts: Sequence[str]) -> Tokens:
         """The words of each text, "a photo of a" first: what learnt prompts add vectors to."""
@@ -141,7 +141,8 @@ class TinyClip(nn.Module):
             for text in texts
         ]
         ids = nn.utils.rnn.pad_sequence(numbers, batch_first=True)
-        return Tokens(ids, self.text.body[0].weight.T[ids], torch.tensor(list(map(len, numbers))))
+        vectors = self.text.body[0].weight.T[ids]  # type: ignore[index]
+        return Tokens(ids, vectors, torch.tensor(list(map(len, numbers))))
 
     def encode_embeddings(self, tokens: Tokens) -> Tensor:
         """The mean of the words' vectors, as the text encoder takes it of captions."""

@@ -53,14 +53,11 @@ class HookedEncoder:
     ):  # fmt: skip
         self.clip, self.limit, self.starts = clip, limit, starts
         self._embedding, self._tokenize = embedding, tokenize
-
-    @property
-    def logit_scale(self) -> float:
-        return self.clip.logit_scale
+        self.logit_scale = clip.logit_scale
 
     @property
     def width(self) -> int:
-        return int(self._embedding.weight.shape[1])  # type: ignore[union-attr, operator]
+        return next(self._embedding.parameters()).shape[1]
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.clip.encode_image(images)

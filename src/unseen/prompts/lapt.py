@@ -84,6 +84,7 @@ class LAPT:
         is_negative  (N,) bool, checked against the labels if it is given
         """
         features = features_of(self.clip, images)
+        labels = labels.to(features.device)
         negative = self._check(features, labels, is_negative)
         known_tokens, negative_tokens = map(self.clip.embed_tokens, (self.class_names, self.negatives))
         hand = [

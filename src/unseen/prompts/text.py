@@ -88,7 +88,7 @@ class PromptableEncoder(DualEncoder, PromptableText, Protocol):
 def with_context(tokens: Tokens, context: Tensor) -> Tokens:
     """The texts with context vectors (L, W) behind their start tokens: [start][v_1..v_L][name][end]."""
     count, length = len(tokens), len(context)
-    here = context.to(tokens.vectors.dtype).unsqueeze(0).expand(count, -1, -1)
+    here = context.to(tokens.vectors).unsqueeze(0).expand(count, -1, -1)
     marks = tokens.ids.new_full((count, length), PLACEHOLDER)
     cut = tokens.starts
     return replace(
