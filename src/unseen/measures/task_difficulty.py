@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+
 from unseen.errors import InputError, UnseenWarning
 from unseen.measures.class_separation import class_separation
 from unseen.measures.intrinsic_dimension import as_points, intrinsic_dimension
