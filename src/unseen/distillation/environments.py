@@ -46,7 +46,7 @@ class Environments:
         if not bool((sizes > 0).all()):
             raise InputError("data", "hold an environment without an example", "Leave it out.")
         domain = torch.arange(len(parts)).repeat_interleave(sizes)
-        if len(parts) == 1 and isinstance(parts[0], Batch):
+        if not named and len(parts) == 1 and isinstance(parts[0], Batch):
             domain = parts[0].domain
             names = tuple(str(i) for i in range(parts[0].domains))
         if all(isinstance(part, Batch) for part in parts):

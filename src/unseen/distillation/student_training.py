@@ -17,9 +17,10 @@ from unseen.networks import Network
 from unseen.objectives import Objective
 from unseen.registry import averaging, updates
 from unseen.shifts.sampling import derive_seed
+from unseen.training.fit import _seed_dropout as seed_dropout
 from unseen.training.fit import diverged, log_records, validation_score
 from unseen.training.learner import Learner
-from unseen.training.system import TrainingSystem, build_optimizer, seeded
+from unseen.training.system import TrainingSystem, build_optimizer
 
 
 @dataclass
@@ -65,27 +66,28 @@ def train_stage(
     evaluations = set(learner.evaluation_steps())
     best, best_score, best_step = snapshot(network), None, -1
     history: list[dict[str, Any]] = []
-    for step in range(learner.steps):
-        enter_training_mode()
-        for group in optimizer.param_groups:
-            group["lr"] = learner.learning_rate_at(step)
-        batch = data.batch(sampler.rows(step), step).to(device)
-        batch = objective.prepare(batch, torch.Generator().manual_seed(derive_seed(seed, step)))
-        with seeded(seed, step, 1):  # dropout
+    with torch.random.fork_rng():  # the caller's random state is not ours to change
+        for step in range(learner.steps):
+            enter_training_mode()
+            for group in optimizer.param_groups:
+                group["lr"] = learner.learning_rate_at(step)
+            batch = data.batch(sampler.rows(step), step).to(device)
+            batch = objective.prepare(batch, torch.Generator().manual_seed(derive_seed(seed, step)))
+            seed_dropout(derive_seed(seed, step, 1), device)
             loss = rule.step(system, batch)
-        if not torch.isfinite(loss.total):
-            raise diverged(learner, loss, step, best_step, None, best)
-        validation_loss = None
-        if step in evaluations:
-            history.extend(log_records(loss, step))
-            if validation is not None:
-                rows = evaluation(network, validation, step, "validation")
-                history.extend(rows)
-                score, validation_loss = validation_score(rows)
-                if best_score is None or score > best_score:
-                    best, best_score, best_step = snapshot(network), score, step
-        if average is not None:
-            average.observe(step, network, validation_loss)
+            if not torch.isfinite(loss.total):
+                raise diverged(learner, loss, step, best_step, None, best)
+            validation_loss = None
+            if step in evaluations:
+                history.extend(log_records(loss, step))
+                if validation is not None:
+                    rows = evaluation(network, validation, step, "validation")
+                    history.extend(rows)
+                    score, validation_loss = validation_score(rows)
+                    if best_score is None or score > best_score:
+                        best, best_score, best_step = snapshot(network), score, step
+            if average is not None:
+                average.observe(step, network, validation_loss)
     network.eval()
     if validation is None or learner.keep == "last":
         best = snapshot(network)

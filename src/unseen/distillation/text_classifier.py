@@ -34,17 +34,17 @@ def text_classifier(embedder: nn.Module, texts: Tensor, logit_scale: float = 100
     The head is frozen and the embedder shared, so that networks of other texts cost nothing.
     """
     check_embeddings("text embeddings", texts)
-    network = Network(embedder, texts.shape[1], len(texts))
+    with torch.device("meta"):  # a head that is replaced at once draws nothing from the caller's generator
+        network = Network(embedder, texts.shape[1], len(texts))
     network.head = text_head(texts, logit_scale)
     return network
 
 
 def text_head(texts: Tensor, logit_scale: float) -> nn.Linear:
     """A frozen linear layer without offset: logit_scale times the direction of texts (C, D)."""
-    head = nn.Linear(texts.shape[1], len(texts), device=texts.device)
-    with torch.no_grad():
-        head.weight.copy_(logit_scale * unit(texts.float()))
-        head.bias.zero_()
+    head = nn.Linear(texts.shape[1], len(texts), device="meta")
+    head.weight = nn.Parameter(logit_scale * unit(texts.detach().float()))
+    head.bias = nn.Parameter(torch.zeros(len(texts), device=texts.device))
     return head.requires_grad_(False)
 
 
