@@ -115,6 +115,22 @@ def run(
     detector: Annotated[
         str, typer.Option(help="Detector of unfamiliar inputs in the deployed model.")
     ] = "knn",
+    detectors: Annotated[
+        str | None,
+        typer.Option(
+            help="Detectors to compare, separated by commas: odin,gram,knn. Default: five quick ones."
+        ),
+    ] = None,
+    near: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Data of other classes to judge detectors on: file, folder, name, noise or scrambled."
+        ),
+    ] = None,
+    far: Annotated[list[str] | None, typer.Option(help="The same, farther from what is learnt.")] = None,
+    hold_out_classes: Annotated[
+        str | None, typer.Option(help="Classes not to learn, to judge detectors on, separated by commas.")
+    ] = None,
     coverage: Annotated[float, typer.Option(help="Share of familiar inputs that the model accepts.")] = 0.95,
     engine: Annotated[str, typer.Option(help="auto, serial, local, batched or ray.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
@@ -172,6 +188,10 @@ def run(
             schedule=schedule,
             clip=clip,
             patience=patience,
+            near=near or (),
+            far=far or (),
+            held_out_classes=split_names(hold_out_classes) if hold_out_classes else (),
+            **({} if detectors is None else {"detectors": split_names(detectors)}),
         )
         with resumable(console):
             _execute(study, folder, engine, workers, hardware, console)
@@ -368,12 +388,15 @@ def report(
     from unseen.reports.terminal import print_summary
     from unseen.shifts.opening import open_shift
     from unseen.studies.results import Results
+    from unseen.studies.unfamiliar import hold_out_classes
 
     results = Results(folder, rule)  # type: ignore[arg-type]
     source = results.plan["shift"]["source"]
     try:
         with warnings_told(console):
             shift = open_shift(**source) if source else None
+            if shift is not None and results.plan.get("held_out_classes"):
+                shift, _ = hold_out_classes(shift, results.plan["held_out_classes"])
         if shift is not None and shift.fingerprint != results.plan["shift"]["fingerprint"]:
             raise InputError(f"data {source['source']!r}", "have changed since the study")
     except InputError as error:

@@ -57,8 +57,8 @@ class Relation(Detector):
         self.require_fitted(bank)
         features, probabilities = _parts(bank)
         found = []
-        size = len(features) if torch.compiler.is_exporting() else BLOCK
-        for f, p in zip(features.split(size), probabilities.split(size), strict=True):
+        blocks = zip(features.split(BLOCK), probabilities.split(BLOCK), strict=True)
+        for f, p in [(features, probabilities)] if torch.compiler.is_exporting() else blocks:
             relation = (f @ self.features.T).clamp(min=0) * (p @ self.probabilities.T)
             found.append(torch.where(relation > self.cut, relation, 0).pow(self.power).mean(1))
         return torch.cat(found)

@@ -61,6 +61,7 @@ def render(results: Results, shift: Shift | None, *, detector: str = DETECTOR) -
     for name in ("percent", "points", "decimal", "p_value", "duration", "count", "listed"):
         environment.filters[name] = getattr(notation, name)
     environment.filters["interval"] = lambda row: notation.bounds(row["low"], row["high"])
+    environment.globals["bounds"] = notation.bounds
     return environment.get_template("report.html.j2").render(**_contents(results, shift, detector)) + "\n"
 
 
@@ -101,6 +102,7 @@ def _contents(results: Results, shift: Shift | None, detector: str) -> dict[str,
         "histograms": trust.familiarity(results, pairs),
         "detectors": _detectors(results),
         "familiarity_rows": results.familiarity.to_dict("records"),
+        "unfamiliar": unfamiliar_sets(results),
         "mistakes": mistakes,
         "mistakes_missing": mistakes_missing,
         "training": _training(results),
@@ -211,6 +213,16 @@ def _detectors(results: Results) -> list[dict[str, Any]]:
         return []
     means = table.drop(columns="domain").groupby("detector").mean().sort_values("auroc", ascending=False)
     return means.reset_index().to_dict("records")
+
+
+def unfamiliar_sets(results: Results) -> list[dict[str, Any]]:
+    """Of each set of unfamiliar inputs, the nearest first: name, nearness, n, best AUROC and a row a detector."""
+    order = ("shifted", "near", "far")
+    found = []
+    for (name, nearness), rows in results.unfamiliar.groupby(["set", "nearness"], sort=False):
+        ranked = rows.sort_values("auroc", ascending=False, kind="stable").to_dict("records")
+        found.append({"name": name, "nearness": nearness, "n": ranked[0]["n"], "rows": ranked})
+    return sorted(found, key=lambda each: order.index(each["nearness"]))
 
 
 def _mistakes(results: Results, shift: Shift | None) -> tuple[list[DomainMistakes], str]:

@@ -26,6 +26,14 @@ def python_snippet(results: Results) -> str:
         options.append(f"after={plan['after']!r}")
     if plan.get("unlabelled") is not None:
         options.append(f"unlabelled={plan['unlabelled']!r}")
+    if plan.get("held_out_classes"):
+        options.append(f"held_out_classes={plan['held_out_classes']!r}")
+    for nearness in ("near", "far"):
+        sources = [
+            u["source"] for u in plan.get("unfamiliar", []) if u["nearness"] == nearness and u["source"]
+        ]
+        if sources:
+            options.append(f"{nearness}={sources!r}")
     options += [f"{name}={plan[name]!r}" for name in ("seeds", "search", "rule", "detectors", "validation")]
     arguments = "".join(f"    {option},\n" for option in options)
     return (

@@ -17,6 +17,9 @@ from unseen.studies.results import Results
 MOST_ROWS = 24
 """With more than this, only the chosen learner is shown domain by domain."""
 SHORTEST_NAME = 8
+SET_WIDTH = 18
+"""Of a set of unfamiliar inputs: AUROC and its bounds."""
+ORDER = {"shifted": 0, "near": 1, "far": 2}
 WIDE = 90
 """From so many columns on, ID accuracy and the size of the worst group are shown, too."""
 
@@ -42,6 +45,12 @@ def print_summary(results: Results, console: Console) -> None:
     console.print(_table(results, console.width))
     if len(results.table) > MOST_ROWS:
         console.print("[dim]Other learners by domain: see the report.[/]")
+    if results.plan.get("unfamiliar"):
+        console.print()
+        table, left_out = _unfamiliar(results, console.width)
+        console.print(table)
+        if left_out:
+            console.print(f"[dim]{escape(', '.join(left_out))}: see the report.[/]")
     console.print()
     console.print(_sentences(results))
 
@@ -66,6 +75,33 @@ def _table(results: Results, width: int) -> Table:
         table.add_row(*(escape(column.cell(shown)) for column in columns), style=style)
         previous = row["domain"]
     return table
+
+
+def _unfamiliar(results: Results, width: int) -> tuple[Table, list[str]]:
+    """AUROC of every detector on the sets of unfamiliar inputs that fit, the best in bold; and the other sets."""
+    frame = results.unfamiliar
+    frame = frame.assign(title=frame.set + " (" + frame.nearness + ")")
+    titles = list(
+        dict.fromkeys(frame.sort_values("nearness", key=lambda n: n.map(ORDER), kind="stable").title)
+    )
+    names = list(dict.fromkeys(frame.detector))
+    longest = max(map(len, names))
+    fitting = max(1, (width - longest) // (SET_WIDTH + 2))
+    table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left", title_style="")
+    table.add_column("AUROC, 95 %", no_wrap=True)
+    for title in titles[:fitting]:
+        table.add_column(escape(title), width=SET_WIDTH)
+    found = {(row.detector, row.title): row for row in frame.itertuples()}
+    best = {title: max(row.auroc for (_, t), row in found.items() if t == title) for title in titles}
+    means = frame.groupby("detector").auroc.mean()
+    for name in sorted(names, key=lambda each: -means[each]):
+        cells = []
+        for title in titles[:fitting]:
+            row = found[name, title]
+            text = f"{percent(row.auroc)}  {bounds(row.auroc_low, row.auroc_high)}"
+            cells.append(f"[bold]{text}[/]" if row.auroc == best[title] else text)
+        table.add_row(escape(name), *cells)
+    return table, titles[fitting:]
 
 
 def _columns(results: Results, width: int) -> tuple[Column, ...]:

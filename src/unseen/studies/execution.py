@@ -24,6 +24,7 @@ from unseen.shifts import Shift
 from unseen.studies.evaluate import evaluate
 from unseen.studies.plan import Cell, Plan
 from unseen.studies.store import CellResult, Store
+from unseen.studies.unfamiliar import Unfamiliar
 from unseen.training import Hardware
 from unseen.training.batched import Run, can_batch, group_runs, train_many
 from unseen.training.data import TrainingData
@@ -88,13 +89,13 @@ def _results(
             raise InputError(
                 f"learner {rest[0].method!r}", f"cannot be trained in a batch: {why}", "Use --engine auto."
             )
-        yield from _batched(together, data, plan.detectors, hardware)
+        yield from _batched(together, data, plan, hardware)
     workers = min(workers or os.cpu_count() or 1, max(1, len(rest)))
     if engine == "ray":
         yield from _on_ray(rest, plan, workers, hardware)
     elif engine == "serial" or workers == 1 or len(rest) <= 1:
         for cell in rest:
-            yield [(cell, run_cell(cell, data, plan.detectors, hardware))]
+            yield [(cell, run_cell(cell, data, plan.detectors, plan.unfamiliar, hardware))]
     else:
         yield from _on_processes(rest, plan, workers, hardware)
 
@@ -102,14 +103,20 @@ def _results(
 # One cell ------------------------------------------------------------------------------------------------
 
 
-def run_cell(cell: Cell, data_of: _Data, detectors: tuple[str, ...], hardware: Hardware) -> CellResult:
+def run_cell(
+    cell: Cell,
+    data_of: _Data,
+    detectors: tuple[str, ...],
+    unfamiliar: tuple[Unfamiliar, ...],
+    hardware: Hardware,
+) -> CellResult:
     """Train and judge one cell. A failure of the method is a result (its message), not an exception."""
     began = time.perf_counter()
     try:
         data = data_of.of(cell)
         trained = train(cell.learner, data, seed=cell.seed, hardware=hardware)
         network = build_system(cell.learner, data, cell.seed).network
-        return _judged(cell, network, data, trained, detectors, time.perf_counter() - began)
+        return _judged(cell, network, data, trained, detectors, unfamiliar, time.perf_counter() - began)
     except UnseenError as error:
         return CellResult(cell.key, error=str(error), seconds=time.perf_counter() - began)
 
@@ -120,10 +127,11 @@ def _judged(
     data: TrainingData,
     trained: TrainingResult,
     detectors: tuple[str, ...],
+    unfamiliar: tuple[Unfamiliar, ...],
     seconds: float,
 ) -> CellResult:
     network.load_state_dict(trained.state)
-    records, arrays = evaluate(network, data, detectors)
+    records, arrays = evaluate(network, data, detectors, unfamiliar)
     return CellResult(cell.key, [*trained.history, *records], arrays, trained.facts, seconds)
 
 
@@ -166,9 +174,7 @@ def _separate(cells: list[Cell], data: _Data, hardware: Hardware) -> tuple[list[
     return together, rest
 
 
-def _batched(
-    cells: list[Cell], data: _Data, detectors: tuple[str, ...], hardware: Hardware
-) -> Iterator[Finished]:
+def _batched(cells: list[Cell], data: _Data, plan: Plan, hardware: Hardware) -> Iterator[Finished]:
     runs = [Run(cell.learner, data.of(cell), cell.seed) for cell in cells]
     cell_of = {id(run): cell for run, cell in zip(runs, cells, strict=True)}
     for group in group_runs(runs):
@@ -183,7 +189,8 @@ def _batched(
                 finished.append((cell, CellResult(cell.key, error=str(trained), seconds=share)))
                 continue
             try:
-                finished.append((cell, _judged(cell, network, run.data, trained, detectors, share)))
+                judged = _judged(cell, network, run.data, trained, plan.detectors, plan.unfamiliar, share)
+                finished.append((cell, judged))
             except UnseenError as error:
                 finished.append((cell, CellResult(cell.key, error=str(error), seconds=share)))
         yield finished
@@ -200,22 +207,24 @@ def _payload(plan: Plan, hardware: Hardware) -> bytes:
     As bytes: PyTorch's own way of sending tensors to a process through shared memory fails for empty ones.
     """
     external = {kind: registry.external() for kind, registry in REGISTRIES.items()}
-    return cloudpickle.dumps((plan.shift, plan.detectors, hardware, tuple(plugins), external))
+    return cloudpickle.dumps(
+        (plan.shift, plan.detectors, plan.unfamiliar, hardware, tuple(plugins), external)
+    )
 
 
 def _start_worker(payload: bytes) -> None:
     torch.set_num_threads(1)
     # bytes that the parent process has just made; nothing that was read from a file is ever unpickled
-    shift, detectors, hardware, plugin_files, external = cloudpickle.loads(payload)
+    shift, detectors, unfamiliar, hardware, plugin_files, external = cloudpickle.loads(payload)
     for path in plugin_files:
         load_plugin(path)
     for kind, entries in external.items():
         REGISTRIES[kind].adopt(entries)
-    _worker.update(data=_Data(shift, most=4), detectors=detectors, hardware=hardware)
+    _worker.update(data=_Data(shift, most=4), detectors=detectors, unfamiliar=unfamiliar, hardware=hardware)
 
 
 def _run_in_worker(cell: Cell) -> CellResult:
-    return run_cell(cell, _worker["data"], _worker["detectors"], _worker["hardware"])
+    return run_cell(cell, _worker["data"], _worker["detectors"], _worker["unfamiliar"], _worker["hardware"])
 
 
 def _start_process(payload: bytes) -> None:

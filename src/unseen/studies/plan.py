@@ -15,8 +15,10 @@ from typing import Any, Literal
 from unseen.errors import InputError, nearest
 from unseen.registry import averaging, objectives, updates
 from unseen.shifts import Shift
+from unseen.studies.unfamiliar import Unfamiliar, hold_out_classes, opened
 from unseen.training import Learner
-from unseen.training.system import check_learner
+from unseen.training.data import TrainingData
+from unseen.training.system import build_system, check_learner
 
 Rule = Literal["id-validation", "leave-one-domain-out", "oracle"]
 RULES: tuple[Rule, ...] = ("id-validation", "leave-one-domain-out", "oracle")
@@ -42,6 +44,8 @@ class Cell:
     after: Any = None
     validation: float = 0.2
     unlabelled: float | None = None
+    judged_by: str | None = None
+    """Detectors and unfamiliar data, where they are not the usual ones."""
 
     @cached_property
     def key(self) -> str:
@@ -49,6 +53,8 @@ class Cell:
         parts = [self.learner.key, self.unseen, self.seed, self.shift_key, str(self.after), self.validation]
         if self.unlabelled is not None:
             parts.append(self.unlabelled)
+        if self.judged_by is not None:
+            parts.append(self.judged_by)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
@@ -61,6 +67,8 @@ class Plan:
     rule       how hyperparameters are selected
     detectors  scored on every cell
     unlabelled share of the unseen examples that training sees without labels and that do not judge, or None
+    unfamiliar further data, near and far, on which the detectors are judged
+    held_out_classes  classes that `shift` lacks, and whose examples are among `unfamiliar`
     """
 
     shift: Shift
@@ -73,6 +81,8 @@ class Plan:
     after: Any = None
     validation: float = 0.2
     unlabelled: float | None = None
+    unfamiliar: tuple[Unfamiliar, ...] = ()
+    held_out_classes: tuple[str, ...] = ()
     cells: tuple[Cell, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -89,14 +99,24 @@ class Plan:
         detectors: Sequence[str] = DETECTORS,
         validation: float = 0.2,
         unlabelled: float | None = None,
+        near: Sequence[str | Shift | Unfamiliar] = (),
+        far: Sequence[str | Shift | Unfamiliar] = (),
+        held_out_classes: Sequence[str] = (),
         **settings: Any,
     ) -> Plan:
         """Plan a study; every name is checked here, before anything is trained.
 
         unseen    domains to hold out, together; None holds each domain out in turn (or, with `after`, none)
         search    random hyperparameter draws beside the given ones
+        near, far  data of other classes, by name or path, that detectors are judged on (see `Unfamiliar.open`)
+        held_out_classes  classes that nothing learns, whose examples are near unfamiliar data
         settings  fields of `Learner` for learners that are given by name
         """
+        held: list[Unfamiliar] = []
+        if held_out_classes:
+            shift, classes = hold_out_classes(shift, held_out_classes)
+            held.append(classes)
+        unfamiliar = opened([*held, *near], far, shift)
         made = tuple(x if isinstance(x, Learner) else Learner.parse(x, **settings) for x in learners)
         if not made:
             raise InputError("learners", "are none", "Name at least one, such as erm.")
@@ -127,26 +147,40 @@ class Plan:
         fewest_left = max(_held_out_sets(shift, held_out, rule), key=len)
         for learner in made:
             check_learner(learner, shift.split(fewest_left, **options))
+        names = tuple(dict.fromkeys(detectors))
+        _check_detectors(names, made, shift.split(held_out[0], **options))
+        judged_by = None if (names, unfamiliar) == (DETECTORS, ()) else _judged_by(names, unfamiliar)
         cells: list[Cell] = []
         for learner in made:
             for draw in range(search + 1):
                 drawn = draw_learner(learner, draw)
-                for names in _held_out_sets(shift, held_out, rule):
+                for names_out in _held_out_sets(shift, held_out, rule):
                     for seed in range(seeds):
                         cells.append(
-                            Cell(learner.name, drawn, draw, names, seed, shift.fingerprint, **options)
+                            Cell(
+                                learner.name,
+                                drawn,
+                                draw,
+                                names_out,
+                                seed,
+                                shift.fingerprint,
+                                **options,
+                                judged_by=judged_by,
+                            )
                         )
-        plan = cls(
-            shift, made, held_out, seeds, search, rule, tuple(detectors), cells=tuple(cells), **options
+        return cls(
+            shift,
+            made,
+            held_out,
+            seeds,
+            search,
+            rule,
+            names,
+            unfamiliar=unfamiliar,
+            held_out_classes=tuple(held_out_classes),
+            cells=tuple(cells),
+            **options,
         )
-        plan._check_detectors()
-        return plan
-
-    def _check_detectors(self) -> None:
-        from unseen.registry import detectors
-
-        for name in self.detectors:
-            detectors.build(name)
 
     def to_json(self) -> dict[str, Any]:
         """What was asked for, for the store and the report."""
@@ -172,7 +206,35 @@ class Plan:
             "validation": self.validation,
             "unlabelled": self.unlabelled,
             "detectors": list(self.detectors),
+            "held_out_classes": list(self.held_out_classes),
+            "unfamiliar": [
+                {
+                    "name": u.name,
+                    "nearness": u.nearness,
+                    "examples": len(u),
+                    "overlap": u.overlap,
+                    "source": u.source,
+                }
+                for u in self.unfamiliar
+            ],
         }
+
+
+def _judged_by(names: tuple[str, ...], unfamiliar: tuple[Unfamiliar, ...]) -> str:
+    parts = [names, [(each.name, each.key) for each in unfamiliar]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _check_detectors(names: tuple[str, ...], learners: tuple[Learner, ...], split: Any) -> None:
+    """Names, and whether each finds what it looks for in each learner's network: one input is shown to it."""
+    from unseen.registry import detectors
+
+    observers = [each for each in map(detectors.build, names) if each.observes]
+    for learner in learners if observers else ():
+        data = TrainingData(split, learner.backbone)
+        network = build_system(learner, data, 0).network
+        for observer in observers:
+            data.bank(network, split.train[:1], observers=[observer])
 
 
 def _held_out_sets(

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from scipy.special import softmax
 
-from unseen.detection.metrics import ood_metrics
+from unseen.detection.metrics import ood_metrics, oscr
 from unseen.errors import InputError
 from unseen.measures.accuracy_estimates import agreement, estimate_accuracy
 from unseen.measures.coverage import aurc, threshold_at_coverage
@@ -32,6 +32,10 @@ from unseen.training import Learner
 
 PLAIN = "erm"
 """The learner that other learners' robustness is measured against."""
+
+_SEPARATION = (
+    "auroc", "auroc_low", "auroc_high", "aupr_in", "aupr_out", "fpr95", "fpr95_low", "fpr95_high",
+)  # fmt: skip
 
 COVERAGE = 0.95
 """Share of ID validation that the threshold accepts at which detectors are compared."""
@@ -360,6 +364,43 @@ class Results:
         columns = ["detector", "domain", "auroc", "fpr95", "accepted", "accuracy of accepted", "aurc"]
         return pd.DataFrame(records, columns=columns).groupby(columns[:2]).mean().reset_index()
 
+    @cached_property
+    def unfamiliar(self) -> pd.DataFrame:
+        """Detectors on the chosen method's runs, beside ID validation: a row a (set, detector) with its metrics.
+
+        Sets are the unseen domains together ("shifted": the same classes) and the study's near and far data.
+        Columns: set, nearness, detector, n (unfamiliar inputs a run), auroc, auroc_low, auroc_high (DeLong),
+        aupr_in, aupr_out, fpr95, fpr95_low, fpr95_high, oscr, aurc (of ID validation, the same for every set). All
+        are means over runs, the intervals' bounds too: they speak of examples, and are if anything too wide.
+        """
+        sets = [("unseen domains", "shifted", "unseen")]
+        sets += [
+            (u["name"], u["nearness"], f"unfamiliar/{u['name']}") for u in self.plan.get("unfamiliar", [])
+        ]
+        records = []
+        for cell in self.selected[self.selected.method == self.choice.method].cell:
+            rows, logits, unseen = self.arrays(cell, "validation/rows", "validation/logits", "unseen/rows")
+            correct = logits.argmax(1) == self.labels[rows]
+            for name, nearness, role in sets if len(unseen) else sets[1:]:
+                for detector in self.plan["detectors"]:
+                    known, new = self.arrays(cell, f"validation/score/{detector}", f"{role}/score/{detector}")
+                    found = vars(ood_metrics(known, new))
+                    values = {column: found[column] for column in _SEPARATION}
+                    records.append(
+                        {
+                            "set": name,
+                            "nearness": nearness,
+                            "detector": detector,
+                            "n": len(new),
+                            **values,
+                            "oscr": oscr(known, new, correct),
+                            "aurc": aurc(known, correct),
+                        }
+                    )
+        columns = ["set", "nearness", "detector"]
+        frame = pd.DataFrame(records, columns=[*columns, "n", *_SEPARATION, "oscr", "aurc"])
+        return frame.groupby(columns, sort=False).mean().reset_index()
+
     def _chosen_runs(self, domain: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """Of each run of the chosen method that judged an unseen domain: rows, logits and familiarity scores of
         ID validation, and of that domain."""
@@ -400,6 +441,12 @@ class Results:
                 f"{method} was judged on {judged[method]} of {len(self.unseen_domains)} unseen domains: its average "
                 "is not comparable."
             )
+        for other in self.plan.get("unfamiliar", []):
+            if other["overlap"]:
+                notes.append(
+                    f"{other['overlap']} of {other['examples']} examples of the unfamiliar data {other['name']!r} are "
+                    "also among the familiar ones: no detector can tell these apart."
+                )
         if len(self.failed):
             notes.append(f"{len(self.failed)} run(s) failed: {self.failed.iloc[0].error}")
         return notes
@@ -422,6 +469,7 @@ class Results:
             "effective_robustness": _records(self.effective_robustness),
             "estimates": _records(self.estimates),
             "familiarity": _records(self.familiarity),
+            "unfamiliar": _records(self.unfamiliar),
             "pitfalls": self.pitfalls(),
             "failed": _records(self.failed),
             "cells": {"done": int((self.cells.status == "done").sum()), "failed": len(self.failed)},

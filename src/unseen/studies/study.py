@@ -26,8 +26,8 @@ class Study:
     """Learners x unseen domains x seeds on one shift; see `Plan.make` for the options."""
 
     def __init__(self, shift: Shift, learners: Iterable[str | Learner] = ("erm",), **options: Any):
-        self.shift = shift
         self.plan = Plan.make(shift, learners, **options)
+        self.shift = self.plan.shift
 
     def run(
         self,
