@@ -57,7 +57,9 @@ class VOS(Objective):
     queue         latest features of each class that means and covariance are of; at least a batch
     draws, select of `draws` draws of each class the `select` least likely are its virtual outliers
     warmup_steps  updates with cross-entropy alone; the paper begins after 40 of 100 epochs
-    Energies are log sum_k w_k exp(logits)_k with trained w_k >= 0. Classes not seen yet have no outliers.
+    Energies are -log sum_k w_k exp(logits)_k with trained w_k >= 0, and log-odds an affine function of them. Its
+    slope is free in the published code and of one sign here: a free one may learn that outliers have the lower
+    energies, and would turn the score around. Classes not seen yet have no outliers.
     """
 
     queue: ClassQueue
@@ -83,7 +85,7 @@ class VOS(Objective):
         self.features = features
         self.queue = ClassQueue(classes, self.size, features)
         self.energy_weights = nn.Parameter(torch.rand(classes))
-        self.logistic = nn.Linear(1, 1)
+        self.slope, self.offset = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch's `auxiliary` is the noise (select, D) that becomes virtual outliers."""
@@ -109,6 +111,6 @@ class VOS(Objective):
         return Loss(risk + weight * uncertainty, {"risk": risk, "uncertainty": uncertainty})
 
     def _familiarity(self, logits: Tensor) -> Tensor:
-        """Log-odds of being no outlier, an affine function of the weighted energy."""
+        """Log-odds of being no outlier: they fall with the weighted energy."""
         weights = torch.relu(self.energy_weights).clamp(min=1e-12).log()
-        return self.logistic((logits + weights).logsumexp(-1, keepdim=True)).squeeze(-1)
+        return self.slope.exp() * (logits + weights).logsumexp(-1) + self.offset

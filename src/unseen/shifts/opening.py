@@ -107,6 +107,8 @@ def _with_outliers(shift: Shift, source: str | os.PathLike[str], text: str | Non
     form = fit_preprocessing(shift, torch.arange(min(len(shift), 32)))
     try:
         inputs, _ = open_inputs(source, form, text, skip_bad=skip_bad)
+        if isinstance(inputs, pd.DataFrame):  # labels and domains, which outliers may have, mean nothing
+            inputs = inputs[[column for column in inputs.columns if column in shift.inputs.columns]]
         shift = shift.with_outliers(inputs)
         form.encode(inputs)
     except InputError as error:
