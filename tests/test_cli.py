@@ -252,6 +252,23 @@ def test_predictions_of_a_network_that_adapts_or_is_steered(penguin_study, pengu
         assert said.code == 2 and message in said.err.replace("\n", " "), said.err
 
 
+def test_measures_of_data_a_study_and_a_model(penguin_study, command, tmp_path):
+    table = ("--label", "sex", "--domain", "island", "--skip-bad")
+    said = command("measure", penguin_study.data, *table, "--steps", 20, "-o", tmp_path / "d")
+    assert said.code == 0, said.err
+    for title in ("How far the domains lie apart", "How hard the task is", "Why it is worse elsewhere"):
+        assert title in said.out
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["measure.html", "measure.json"]
+    said = command("measure", penguin_study.folder, "-o", tmp_path / "s")
+    assert said.code == 0 and "Accuracy on the line" in said.out, said.err
+    said = command("measure", penguin_study.model, penguin_study.data, *table, "-o", tmp_path / "m")
+    assert said.code == 0 and "Why it is worse elsewhere" in said.out, said.err
+    found = json.loads((tmp_path / "m" / "measure.json").read_text())
+    assert {row["set"] for row in found["quality"]["rows"]} >= {"ID validation", "Biscoe"}
+    said = command("measure", penguin_study.data, penguin_study.data, *table)
+    assert said.code == 2 and "is no model folder" in said.err.replace("\n", " ")
+
+
 @pytest.fixture(scope="module")
 def digit_folder(tmp_path_factory) -> Path:
     """domain/class/n.png: zeros, ones and sevens of two of the built-in digit domains."""

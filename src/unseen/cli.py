@@ -28,6 +28,7 @@ from unseen.console import (
 )
 from unseen.curation.command import curate
 from unseen.extrapolation.command import extrapolate
+from unseen.measures.command import measure
 from unseen.merging.command import merge
 from unseen.watch.command import watch
 
@@ -442,6 +443,7 @@ def reproduce(
 app.command()(backbones)
 app.command()(curate)
 app.command()(extrapolate)
+app.command()(measure)
 app.command()(merge)
 app.command()(watch)
 

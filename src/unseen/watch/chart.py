@@ -5,25 +5,11 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from unseen.reports.page import html_page
 from unseen.reports.svg import GRID, ID, MUTED, SERIES, SURFACE, UNSEEN, drawing, to_svg
 from unseen.watch.watcher import Watcher
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #f7f7f5; --surface: #ffffff; --ink: #1b1d20; --muted: #5d636b;
-  --line: #dfe1e4; --bad: #a3271d; --series-1: #0072b2; --series-2: #d55e00; --series-3: #00855f; }
-@media (prefers-color-scheme: dark) { :root { --page: #15171a; --surface: #1d2024; --ink: #e8eaed;
-  --muted: #a2a9b2; --line: #363b42; --bad: #ff9a8f; --series-1: #5cb2ea; --series-2: #ff9255;
-  --series-3: #3ec79b; } }
-body { margin: 0 auto; max-width: 980px; padding: 24px; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-figure { margin: 0 0 20px; padding: 16px; background: var(--surface); border: 1px solid var(--line);
-  border-radius: 12px; } svg { width: 100%; } svg text { font-family: inherit; }
-div { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.9rem; }
-th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
-  white-space: nowrap; }
-td:last-child { white-space: normal; text-align: left; color: var(--bad); min-width: 12em; }
-p, figcaption { color: var(--muted); }
-"""
+_STYLE = "td:last-child { white-space: normal; text-align: left; color: var(--bad); min-width: 12em; }"
 _COLUMNS = (
     "chunk",
     "from",
@@ -48,10 +34,9 @@ Lines = dict[str, tuple[list[float], float | None, str]]
 
 
 def page(watcher: Watcher, facts: dict[str, Any]) -> str:
-    """A whole HTML page without scripts or anything from elsewhere; readable in light and dark."""
+    """A whole HTML page."""
     chunks, expected = watcher.chunks, watcher.expected
     alarming = sum(bool(chunk.alarms) for chunk in chunks)
-    about = "; ".join(f"{name}: {value}" for name, value in facts.items())
     shares: Lines = {
         "accepted": ([c.accepted for c in chunks], expected["accepted"], ID),
         "highest estimate of accuracy": (
@@ -76,12 +61,9 @@ def page(watcher: Watcher, facts: dict[str, Any]) -> str:
     )
     head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(c))}</tr>" for c in chunks)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>unseen watch</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>\n'
-        f"<h1>{alarming} of {len(chunks)} chunks with an alarm</h1>\n<p>{escape(about)}</p>\n{figures}\n"
-        f"<div><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>\n</body></html>\n"
-    )
+    tables = f"<div><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+    heading = f"{alarming} of {len(chunks)} chunks with an alarm"
+    return html_page("unseen watch", heading, facts, f"{figures}\n{tables}", _STYLE)
 
 
 def _figure(watcher: Watcher, name: str, title: str, lines: Lines) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pandas as pd
 
 import unseen
 from unseen.errors import InputError
+from unseen.reports.page import write_texts
 from unseen.watch.chart import page
 from unseen.watch.watcher import Watcher
 
@@ -39,13 +39,7 @@ def write_watch(watcher: Watcher, folder: str | Path, facts: dict[str, Any]) -> 
         "watch.html": page(watcher, facts),
         "watch.json": json.dumps(record, indent=1) + "\n",
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            _write(folder / name, text)
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror or error})"
-        raise InputError(f"folder {str(folder)!r}", problem, "Choose another.") from None
+    write_texts(folder, texts)
     return folder / "watch.html"
 
 
@@ -57,12 +51,3 @@ def table(watcher: Watcher) -> pd.DataFrame:
         estimates, alarms = row.pop("accuracy"), row.pop("alarms")
         rows.append(row | {f"accuracy: {k}": v for k, v in estimates.items()} | {"alarms": "; ".join(alarms)})
     return pd.DataFrame(rows)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
