@@ -103,7 +103,7 @@ def test_virtual_outliers_of_always_the_same_tails_are_learned(model, batch):
     objective = ready(select=3, weight=1.0).double()
     optimizer = torch.optim.Adam([*objective.parameters(), *model.parameters()], lr=1e-2)
     losses = []
-    for step in range(100):
+    for _ in range(100):
         loss = objective(model, objective.prepare(batch, torch.Generator().manual_seed(0)))
         optimizer.zero_grad()
         loss.total.backward()

@@ -164,11 +164,13 @@ class MixOEPaper(Reproduction):
                 elinewidth=0.7,
                 alpha=0.9,
             )
+            left = x.estimate > 0.97
             axes.annotate(
                 condition.name,
                 (x.estimate, y.estimate),
-                xytext=(5, 5),
+                xytext=(-5 if left else 5, 5),
                 textcoords="offset points",
+                ha="right" if left else "left",
                 fontsize=8,
             )
         axes.set(xlabel="coarse AUROC (patches of a photograph)", ylabel="fine AUROC (other digits)")
