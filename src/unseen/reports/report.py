@@ -103,6 +103,10 @@ def _contents(results: Results, shift: Shift | None, detector: str) -> dict[str,
         "detectors": _detectors(results),
         "familiarity_rows": results.familiarity.to_dict("records"),
         "unfamiliar": unfamiliar_sets(results),
+        "unfamiliar_detectors": list(
+            results.unfamiliar.groupby("detector").auroc.mean().sort_values().index[::-1]
+        ),
+        "kinds": {"shifted": "same classes", "near": "near", "far": "far"},
         "mistakes": mistakes,
         "mistakes_missing": mistakes_missing,
         "training": _training(results),
@@ -216,12 +220,21 @@ def _detectors(results: Results) -> list[dict[str, Any]]:
 
 
 def unfamiliar_sets(results: Results) -> list[dict[str, Any]]:
-    """Of each set of unfamiliar inputs, the nearest first: name, nearness, n, best AUROC and a row a detector."""
+    """Of each set of unfamiliar inputs, the nearest first: name, nearness, n, and a row a detector, the best first."""
     order = ("shifted", "near", "far")
     found = []
     for (name, nearness), rows in results.unfamiliar.groupby(["set", "nearness"], sort=False):
         ranked = rows.sort_values("auroc", ascending=False, kind="stable").to_dict("records")
-        found.append({"name": name, "nearness": nearness, "n": ranked[0]["n"], "rows": ranked})
+        by_detector = {row["detector"]: row for row in ranked}
+        found.append(
+            {
+                "name": name,
+                "nearness": nearness,
+                "n": ranked[0]["n"],
+                "rows": ranked,
+                "by_detector": by_detector,
+            }
+        )
     return sorted(found, key=lambda each: order.index(each["nearness"]))
 
 
