@@ -164,7 +164,7 @@ class MixOEPaper(Reproduction):
                 elinewidth=0.7,
                 alpha=0.9,
             )
-            left = x.estimate > 0.97
+            left = x.estimate > 0.9
             axes.annotate(
                 condition.name,
                 (x.estimate, y.estimate),
