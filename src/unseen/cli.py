@@ -194,6 +194,7 @@ def run(
             held_out_classes=split_names(hold_out_classes) if hold_out_classes else (),
             **({} if detectors is None else {"detectors": split_names(detectors)}),
         )
+        study.plan.check_detector(detector)
         with resumable(console):
             _execute(study, folder, engine, workers, hardware, console)
             _finish(folder, study, detector, coverage, hardware, console)

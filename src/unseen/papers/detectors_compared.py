@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -76,8 +76,8 @@ class DetectorsCompared(Reproduction):
         venue="arXiv 2023",
         arxiv="2306.09301",
         claim="Near unfamiliar data are harder to detect than far ones, and no post-hoc detector is the best on all.",
-        here="A small CNN on MNIST's digits 0 to 6 (14 x 14); 22 detectors as they are, none tuned. Near: digits 7 to 9, "
-        "printed letters. Far: photographs, scrambled digits, noise.",
+        here="A small CNN on MNIST's digits 0 to 6 (14 x 14); 22 detectors as they are, none tuned. Near: digits 7 to "
+        "9, printed letters. Far: photographs, scrambled digits, noise.",
         not_here="ImageNet, training-time methods, detectors tuned on unfamiliar validation data, as OpenOOD does.",
         full="Your own folder domain/class/image in $UNSEEN_IMAGES, a tenth of the classes and a domain held out, with "
         "the network of $UNSEEN_NETWORK (default resnet).",
@@ -87,7 +87,9 @@ class DetectorsCompared(Reproduction):
         *(Condition(name, "method") for name in DETECTORS[1:]),
         Condition(UNTRAINED, "control", "the same network before training: it knows no digit"),
     )
-    metrics = {name: f"AUROC, ID test digits beside {name} ({kind})" for name, kind in SETS.items()}
+    metrics: ClassVar[dict[str, str]] = {
+        name: f"AUROC, ID test digits beside {name} ({kind})" for name, kind in SETS.items()
+    }
     claims = (
         Claim(
             "near is harder",

@@ -182,6 +182,11 @@ class Plan:
             **options,
         )
 
+    def check_detector(self, name: str) -> None:
+        """Raise `InputError` for a detector that does not find what it looks for in the learners' networks."""
+        options = {"after": self.after, "validation": self.validation, "unlabelled": self.unlabelled}
+        _check_detectors((name,), self.learners, self.shift.split(self.unseen[0], **options))
+
     def to_json(self) -> dict[str, Any]:
         """What was asked for, for the store and the report."""
         return {
