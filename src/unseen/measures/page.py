@@ -60,7 +60,9 @@ def _text(value: Any, digits: int = 3) -> str:
         return "-"
     if isinstance(value, (int, np.integer)) or (abs(value) >= 1000 and value != math.inf):
         return f"{int(value):,}"
-    if 0 < abs(value) < 5e-4:
+    if value == 0:
+        return "0"
+    if abs(value) < 5e-4:
         return f"{value:.0e}"
     return f"{value:.{digits}g}" if abs(value) >= 1 else f"{value:.{digits}f}"
 

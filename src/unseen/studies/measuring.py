@@ -34,7 +34,10 @@ from unseen.training.learner import Learner
 
 EXAMPLES = 2000
 """Examples, drawn at random, for what costs their square."""
+FOLDS = 3
+"""Parts of the data whose labels are judged by a network that was trained on the others."""
 SUSPECTS = 10
+"""Rows that are named in the table; measure.json has all."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,11 @@ def measure_data(
     network, backbone, steps  of the plain learner that is trained on all domains but one, in turn, to see how much
                               worse it is there, and why
     """
-    every = torch.arange(len(shift))
-    data = TrainingData(
-        Split(shift, every, every, every[:0], shift.domains, (), seed),
-        None if backbone is None else Spec.of(backbone),
+    learner = Learner(
+        network=Spec.of(network), backbone=None if backbone is None else Spec.of(backbone), steps=steps
     )
+    every = torch.arange(len(shift))
+    data = TrainingData(Split(shift, every, every, every[:0], shift.domains, (), seed), learner.backbone)
     chosen = torch.randperm(len(shift), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]
     points = _points(data, chosen)
     labels, domain = shift.labels[chosen].numpy(), shift.domain[chosen].numpy()
@@ -78,8 +81,8 @@ def measure_data(
             ("pair", "a_distance"),
         )
     yield _geometry(points, labels, seed)
-    yield from _drops(shift, network, backbone, steps, seed)
-    yield from _noise(points, labels, chosen.numpy(), shift.classes, seed)
+    yield from _drops(shift, learner, seed)
+    yield from _noise(shift, learner, seed)
 
 
 def measure_model(predictor: Predictor, shift: Shift | None = None, *, seed: int = 0) -> Iterator[Section]:
@@ -202,12 +205,9 @@ def _geometry(points: NDArray[np.float64], labels: NDArray[Any], seed: int) -> S
     )
 
 
-def _drops(shift: Shift, network: str, backbone: str | None, steps: int, seed: int) -> Iterator[Section]:
+def _drops(shift: Shift, learner: Learner, seed: int) -> Iterator[Section]:
     if len(shift.domains) < 3:
         return  # a domain that is left out must leave two: the rule of studies
-    learner = Learner(
-        network=Spec.of(network), backbone=None if backbone is None else Spec.of(backbone), steps=steps
-    )
     rows = []
     for name in shift.domains:
         split = shift.split(name, seed=seed)
@@ -257,43 +257,45 @@ def _anatomy_section(rows: list[dict[str, Any]]) -> Section:
     )
 
 
-def _noise(
-    points: NDArray[np.float64], labels: NDArray[Any], rows: NDArray[Any], classes: tuple[str, ...], seed: int
-) -> Iterator[Section]:
-    """Wrong labels, by a linear model that did not see them; classes with fewer than five examples are left out."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    counts = np.bincount(labels, minlength=len(classes))
-    inside = counts[labels] >= 5
-    present = np.flatnonzero(counts >= 5)
+def _noise(shift: Shift, learner: Learner, seed: int) -> Iterator[Section]:
+    """Wrong labels, by networks that did not see them; classes with fewer than FOLDS examples are left out."""
+    counts = shift.labels.bincount(minlength=len(shift.classes))
+    inside = (counts[shift.labels] >= FOLDS).nonzero()[:, 0]
+    present = (counts >= FOLDS).nonzero()[:, 0]
     if len(present) < 2:
         return
-    index = np.searchsorted(present, labels[inside])
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of convergence: probabilities are good enough then
-        probabilities = cross_val_predict(model, points[inside], index, cv=folds, method="predict_proba")
+    logits = torch.empty(len(inside), len(shift.classes))
+    order = inside[torch.randperm(len(inside), generator=torch.Generator().manual_seed(seed))]
+    fold = torch.empty(len(shift), dtype=torch.int64)
+    fold[order[shift.labels[order].argsort(stable=True)]] = torch.arange(len(inside)) % FOLDS
+    for number in range(FOLDS):
+        held_out = fold[inside] == number
+        rows, others = inside[~held_out], inside[held_out]
+        domains = tuple(shift.domains[i] for i in shift.domain[rows].unique().tolist())
+        split = Split(shift, rows, others, rows[:0], domains, (), seed)
+        data = TrainingData(split, learner.backbone)
+        logits[held_out] = data.bank(fit(learner, split, seed=seed, data=data).network, "validation").logits
+    probabilities = logits[:, present].softmax(1)
+    labels = torch.searchsorted(present, shift.labels[inside])
     try:
-        found = label_noise(probabilities, index, resamples=50, seed=seed)
+        found = label_noise(probabilities, labels, resamples=50, seed=seed)
     except MissingExtra as error:
         table = pd.DataFrame([{"wrong labels": float("nan"), "note": str(error)}])
         yield Section("noise", "Wrong labels", "Not measured.", table)
         return
-    suspects = rows[inside][found.suspects[:SUSPECTS]]
+    suspects = inside[torch.from_numpy(found.suspects)].tolist()
     table = pd.DataFrame([{
         "wrong labels": found.rate, "wrong labels low": found.low, "wrong labels high": found.high,
-        "suspects": len(found.suspects), "rows to look at first": ", ".join(map(str, suspects.tolist())),
+        "accuracy": float((probabilities.argmax(1) == labels).double().mean()), "suspects": len(suspects),
+        "rows to look at first": ", ".join(map(str, suspects[:SUSPECTS])),
     }])  # fmt: skip
     yield Section(
         "noise",
         "Wrong labels",
-        "Confident learning with a linear model: classes that it confuses look like wrong labels, so look at the rows.",
+        "Confident learning with networks that did not see the label. What they confuse looks like wrong labels: the "
+        "share is an upper bound where their accuracy is low, so look at the rows.",
         table,
-        facts={"suspects": rows[inside][found.suspects].tolist()},
+        facts={"suspects": suspects},
     )
 
 
