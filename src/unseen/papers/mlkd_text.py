@@ -50,7 +50,7 @@ class MLKDText(Reproduction):
         "familiar; 300 others are judged against 300 of torch and 300 of the standard library, matched in length. "
         "Decoders of 3 layers, width 64, with 512 byte pairs. Pre-training: 2,000 sentences of each of these and of "
         "scipy, or all but torch's (the leak taken away). Sentences are read from the installed packages (numbers are "
-        "for those of constraints.txt). Looked at once on seed 0, which is not judged.",
+        "for those of constraints.txt). Thresholds and settings were fixed before any number was seen.",
         not_here="GPT-2 and what it knows, CLINC150, SST, ROSTD, 20 Newsgroups, HC3, and the human comparison.",
         full="Also a causal decoder of transformers (UNSEEN_LM, default gpt2) and texts, one a line: UNSEEN_ID_TRAIN, "
         "UNSEEN_ID_TEST, UNSEEN_OOD_TEST, with the paper's settings (5 epochs, batches of 8, 5e-5, 128 tokens). "
