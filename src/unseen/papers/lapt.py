@@ -364,9 +364,9 @@ def _full_rows(seed: int, negatives: int = 1000, epochs: int = EPOCHS) -> list[R
     )
     names, candidates = ([line.strip() for line in part if line.strip()] for part in (names, candidates))
     mined = mine_negative_labels(clip, names, candidates, min(negatives, len(candidates)))
-    features, labels = _folder_features(clip, folder / "train", [*names, *mined])
-    familiar, shifted = (_folder_features(clip, folder / "test" / part, names) for part in ("id", "shifted"))
-    near, far = (_folder_features(clip, folder / "test" / part, None)[0] for part in ("near", "far"))
+    features, labels = folder_features(clip, folder / "train", [*names, *mined])
+    familiar, shifted = (folder_features(clip, folder / "test" / part, names) for part in ("id", "shifted"))
+    near, far = (folder_features(clip, folder / "test" / part, None)[0] for part in ("near", "far"))
     judge = Judge(familiar, shifted, near, far)
 
     def pictures(noise: int) -> Labelled:
@@ -380,7 +380,7 @@ def _full_rows(seed: int, negatives: int = 1000, epochs: int = EPOCHS) -> list[R
     return detection_rows(clip, names, mined, pictures, judge, seed, groups=groups, noise=0, epochs=epochs)
 
 
-def _folder_features(clip: Any, folder: Any, names: Sequence[str] | None) -> Labelled:
+def folder_features(clip: Any, folder: Any, names: Sequence[str] | None) -> Labelled:
     """Features of NAME/* under a folder and the names' numbers; all subfolders, numbered 0, for `names` None."""
     from PIL import Image
 
