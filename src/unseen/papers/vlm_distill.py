@@ -32,10 +32,10 @@ class VLMDistill(Reproduction):
         authors="Li, Fang, Liu, Ling, Tu and Su",
         venue="ICCV 2023",
         arxiv="2307.03135",
-        claim="Imitating a teacher's image space, keeping its alignment with texts, and enriching label texts improve a "
+        claim="Imitating a teacher's image space, keeping its alignment with texts and enriching label texts improve a "
         "small student's zero-shot accuracy on classes that it has never seen.",
-        here="TinyWorld: 64 classes, eight shapes in eight colours; a checkerboard of 32 is seen. The teacher is a small "
-        "CLIP of 12,000 pairs of all looks whose captions either describe the class or use a word of its own; the "
+        here="TinyWorld: 64 classes, eight shapes in eight colours; a checkerboard of 32 is seen. The teacher is a "
+        "small CLIP of 12,000 pairs of all looks; captions either describe the class or use a word of its own; the "
         "student, a quarter as wide and from scratch, learns from 30 images a seen class in two looks (300 steps of "
         "64, Adam at 2e-3, all factors 1, temperature 0.07). Judged on 30 images a class: seen classes, new classes "
         "among 32 and among all 64 names, and new classes in three new looks. Thresholds are those expected "
