@@ -8,7 +8,7 @@ from torch import nn
 from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.mixing import mix_outliers
-from unseen.objectives.mixoe import MixOE
+from unseen.objectives.mixoe import MixOE, mixoe_loss
 from unseen.objectives.outlier_exposure import OutlierExposure
 from unseen.shifts import Batch
 
@@ -94,6 +94,20 @@ def test_confidence_falls_on_the_way_from_examples_to_outliers():
     ]
     assert path == sorted(path, reverse=True) and path[0] - path[-1] > 0.4
     assert erm(0.5 * near + 0.5 * far).softmax(1).amax(1).mean() > path[2] + 0.1
+
+
+def test_loops_of_ones_own_get_the_same_loss(batch):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    batch = with_outliers(batch)
+    objective = ready(alpha=0.5, weight=2.0)
+    expected = objective(plain, objective.prepare(batch, torch.Generator().manual_seed(7))).total
+    options = {"classes": 3, "generator": torch.Generator().manual_seed(7), "alpha": 0.5, "weight": 2.0}
+    found = mixoe_loss(plain, batch.x, batch.y, batch.auxiliary, **options)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    with pytest.raises(InputError, match="outliers: are 0 for 22"):
+        mixoe_loss(plain, batch.x, batch.y, batch.auxiliary[:0], **options)
 
 
 def test_errors(model, batch):

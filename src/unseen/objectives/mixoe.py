@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from unseen.errors import InputError, nearest
 from unseen.networks import Network
@@ -72,3 +74,31 @@ class MixOE(Objective):
         risk = example_losses(clean, batch).mean()
         mixture = soft_cross_entropy(mixed, mixtures["y"].to(mixed.dtype)).mean()
         return Loss(risk + self.weight * mixture, {"risk": risk, "mixture": mixture})
+
+
+def mixoe_loss(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    outliers: Tensor,
+    classes: int,
+    generator: torch.Generator,
+    **options: Any,
+) -> Tensor:
+    """The scalar loss of a batch, for a training loop of your own.
+
+    model     anything that gives logits (B, classes)
+    x, y      (B, ...) inputs and (B,) labels or (B, classes) probabilities
+    outliers  (U, ...) with U >= B. Start their loader over when it ends: a step without any raises `InputError`
+    options   of `MixOE`: mix, alpha, weight, together
+    """
+    objective = MixOE(**options)
+    objective.setup(features=0, classes=classes, domains=1)
+    batch = Batch(
+        x=x,
+        y=y,
+        domain=torch.zeros(len(y), dtype=torch.int64, device=y.device),
+        domains=1,
+        auxiliary=outliers,
+    )
+    return objective(model, objective.prepare(batch, generator)).total
