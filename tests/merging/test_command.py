@@ -84,3 +84,36 @@ def test_extrapolation_by_flag(models, command, tmp_path):
 def test_the_command_line_does_not_wait_for_torch():
     code = "import sys, unseen.cli, unseen.merging; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_tuned_model_as_a_lora_of_its_base(models, command, tmp_path):
+    (base, tuned, _), paths = models
+    said = command("merge", paths[1], "--base", paths[0], "--lora", 2, "-o", tmp_path / "adapter")
+    assert said.code == 0, said.err
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert "matrices of rank 2 keep" in said.out
+    names = [key.removesuffix(".lora_A.weight") for key in adapter if key.endswith(".lora_A.weight")]
+    assert names
+    for name in names:
+        weight = name.removeprefix("base_model.model.") + ".weight"
+        delta = tuned[weight].float() - base[weight].float()
+        u, s, v = torch.linalg.svd(delta, full_matrices=False)
+        nearest = u[:, :2] * s[:2] @ v[:2]
+        torch.testing.assert_close(
+            adapter[f"{name}.lora_B.weight"] @ adapter[f"{name}.lora_A.weight"], nearest, atol=1e-5, rtol=1e-4
+        )
+
+
+def test_loras_that_cannot_be(models, command, tmp_path):
+    _, paths = models
+    out = tmp_path / "adapter"
+    for arguments, message in (
+        ([paths[1]], "--lora: has no --base"),
+        ([paths[1], paths[2], "--base", paths[0]], "--lora: was given 2 models"),
+        ([paths[1], "--base", paths[0], "--method", "ties"], "--method: can't be given with --lora"),
+        ([paths[0], "--base", paths[0]], "differs from the base in no matrix"),
+    ):
+        said = command("merge", *arguments, "--lora", 2, "-o", out)
+        assert said.code == 2 and message in " ".join(said.err.split()) and not out.exists()
+    said = command("merge", paths[1], "--base", paths[0], "--lora", 0, "-o", out)
+    assert said.code == 2 and "rank: is 0" in said.err

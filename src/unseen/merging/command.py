@@ -32,6 +32,10 @@ def merge(
     option: Annotated[
         list[str] | None, typer.Option(help="Option of the method, name=value; may be repeated: density=0.2.")
     ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(help="Write what one model changed of --base as a LoRA adapter of this rank, for peft."),
+    ] = None,
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow -t outside [0, 1].")] = False,
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16; default the first model's.")
@@ -42,7 +46,7 @@ def merge(
         list[Path] | None, typer.Option("--plugin", help="Python file that registers methods.")
     ] = None,
 ) -> None:
-    """Merge checkpoints tensor by tensor, in little memory. Goes on where it was stopped."""
+    """Merge checkpoints tensor by tensor, in little memory; or extract a LoRA. Goes on where it was stopped."""
     from unseen.console import load_plugins, new_console, resumable, saying, warnings_told
 
     console = new_console()
@@ -51,9 +55,13 @@ def merge(
         from unseen.merging.recipe import read_recipe
         from unseen.merging.streaming import merge_to_disk
 
+    if lora is not None:
+        others = {"method": method, "weights": weights, "t": t, "dtype": dtype, "option": option}
+        _extract_lora(inputs, base, out, lora, others, extrapolate, console)
+        return
     chosen = {"method": method, "base": base, "weights": weights, "t": t, "dtype": dtype, "option": option}
     if len(inputs) == 1 and inputs[0].suffix.lower() in (".yaml", ".yml"):
-        _require_none(chosen, extrapolate)
+        _require_none(chosen, extrapolate, "a recipe", "Write it in the recipe.")
         recipe = read_recipe(inputs[0])
     else:
         recipe = _recipe(inputs, chosen, extrapolate)
@@ -94,16 +102,43 @@ def _recipe(inputs: list[Path], chosen: dict[str, Any], extrapolate: bool) -> An
     return Recipe.of(inputs, method.name, base=chosen["base"], dtype=chosen["dtype"], **options)
 
 
-def _require_none(chosen: dict[str, Any], extrapolate: bool) -> None:
+def _extract_lora(
+    inputs: list[Path],
+    base: Path | None,
+    out: Path,
+    rank: int,
+    others: dict[str, Any],
+    extrapolate: bool,
+    console: Any,
+) -> None:
+    """The one model's difference from its base as an adapter folder, and how much of it the rank keeps."""
+    from unseen.console import saying
+    from unseen.errors import InputError
+    from unseen.merging.lora import extract_lora
+
+    _require_none(others, extrapolate, "--lora", "Merge first, then extract.")
+    if base is None or len(inputs) != 1:
+        problem = "has no --base" if base is None else f"was given {len(inputs)} models"
+        raise InputError("--lora", problem, "Name one tuned model, and with --base what it was tuned from.")
+    with saying(console, f"decomposing {inputs[0]}"):
+        kept = extract_lora(base, inputs[0], out, rank=rank)
+    shares = sorted(kept.values())
+    console.print(
+        f"adapter  {out}\n{len(kept)} matrices of rank {rank} keep {shares[0]:.0%} to {shares[-1]:.0%} of each "
+        f"update's energy, {shares[len(shares) // 2]:.0%} in the middle; what else changed (biases, norms, "
+        "convolutions) is not in it",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _require_none(chosen: dict[str, Any], extrapolate: bool, beside: str, remedy: str) -> None:
     from unseen.errors import InputError
 
     given = [name for name, value in chosen.items() if value] + (["extrapolate"] if extrapolate else [])
     if given:
-        raise InputError(
-            ", ".join(f"--{name}" for name in given),
-            "can't be given with a recipe",
-            "Write it in the recipe.",
-        )
+        names = ", ".join(f"--{name}" for name in given)
+        raise InputError(names, f"can't be given with {beside}", remedy)
 
 
 def _option(text: str) -> tuple[str, Any]:
