@@ -53,7 +53,7 @@ def tiny_clip(domains: tuple[str, ...] = DOMAINS, pairs: int = 12000, epochs: in
     return TinyClip(*train_clip(20240, pairs=pairs, epochs=epochs, domains=domains)).requires_grad_(False)
 
 
-def pretrained_student(seed: int, *, images: int = 4000, steps: int = 400) -> nn.Module:
+def pretrained_student(seed: int, *, images: int = 4000, pretraining: int = 400) -> nn.Module:
     """A convolutional net of half the teacher's width, (N, 3, 16, 16) to 128 features, trained to tell four shapes in
     four colours apart in five looks: partly robust, as an ImageNet backbone is."""
     generator = torch.Generator().manual_seed(derive_seed(seed, 1))
@@ -64,7 +64,7 @@ def pretrained_student(seed: int, *, images: int = 4000, steps: int = 400) -> nn
         student = ImageEncoder(16, 64).body[:-1]
         network = Network(student, FEATURES, 16)
     batch = Batch(x=x, y=4 * shape + colour, domain=torch.zeros(images).long(), domains=1)
-    learner = Learner(steps=steps, batch_size=128, learning_rate=1e-3, keep="last", evaluations=1)
+    learner = Learner(steps=pretraining, batch_size=128, learning_rate=1e-3, keep="last", evaluations=1)
     train_stage(
         network, ERM(), Environments.of(batch), None, learner,
         seed=derive_seed(seed, 2), enter_training_mode=network.train,
@@ -83,7 +83,7 @@ class World:
     unseen: Environments
 
 
-def world(seed: int, *, train: int = 480, held_out: int = 120, test: int = 600, **pretraining: int) -> World:
+def world(seed: int, *, train: int = 480, held_out: int = 120, test: int = 600, **student: int) -> World:
     """Eight shapes in three looks to learn, and `test` images of each of the eight looks to judge by."""
     generator = torch.Generator().manual_seed(derive_seed(seed, 3))
 
@@ -96,7 +96,7 @@ def world(seed: int, *, train: int = 480, held_out: int = 120, test: int = 600, 
 
     each = len(SOURCE)
     return World(
-        pretrained_student(seed, **pretraining),
+        pretrained_student(seed, **student),
         draw(train // each, SOURCE), draw(held_out // each, SOURCE), draw(test, SOURCE), draw(test, UNSEEN),
     )  # fmt: skip
 
