@@ -192,9 +192,12 @@ class PALMReproduction(Reproduction):
                 mean, low, high = np.array([(i.estimate, i.low, i.high) for i in found]).T
                 bars = [mean - low, high - mean]
                 side.errorbar(mean, rows + offset, xerr=bars, fmt="o", color=colour, label=name, ms=5)
-            side.set(title=title, xlabel="AUROC against the other digits, mean and 95 % interval over seeds")
+            side.set(title=title)
             side.grid(alpha=0.3)
             side.spines[["top", "right"]].set_visible(False)
+        figure.supxlabel(
+            "AUROC against the other digits, mean and 95 % interval over seeds", fontsize="medium"
+        )
         axes[0].set_yticks(rows, list(OBJECTIVES))
         axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return figure

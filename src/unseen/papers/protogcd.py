@@ -61,13 +61,13 @@ class ProtoGCDReproduction(Reproduction):
         claim="One prototype classifier for old and new classes, taught by pseudo-labels that harden with confidence "
         "and with training, and kept from neglecting classes, discovers new classes without a bias to old ones.",
         here="scikit-learn's digits: five random ones are old, half of their examples labelled; the pool has the "
-        "others and all of the five new ones. A small CNN after 40 epochs of SimCLR on the images without labels stands for "
-        "DINO; then 30 epochs of each objective, views turned, scaled and moved a little, SGD at .01, pseudo-labels "
-        "hard for all after half of them. Accuracy on the pool under one matching. Outliers: four old and four new "
-        "digits in training, the two left are unseen. The number of classes is a reconstruction, on the features of "
-        "SimCLR. Tried before the thresholds were committed on two seeds that are not judged: at a rate of .05 "
-        "training broke down; at .01, all of the pool: soft 84 and 89, hard 86 and 92, protogcd 85 and 91, without "
-        "entropy 48 and 47; estimated numbers 8 and 8 (7 to 9 with other silhouettes).",
+        "others and all of the five new ones. A small CNN after 40 epochs of SimCLR on the images without labels "
+        "stands for DINO; then 30 epochs of each objective, views turned, scaled and moved a little, SGD at .01, "
+        "pseudo-labels hard for all after half of them. Accuracy on the pool under one matching. Outliers: four "
+        "old and four new digits in training, the two left are unseen. The number of classes is a reconstruction, "
+        "on the features of SimCLR. Tried before the thresholds were committed on two seeds that are not judged: "
+        "at a rate of .05 training broke down; at .01, all of the pool: soft 84 and 89, hard 86 and 92, protogcd "
+        "85 and 91, without entropy 48 and 47; estimated numbers 8 and 8 (7 to 9 with other silhouettes).",
         not_here="DINO features, CIFAR, ImageNet-100, fine-grained and long-tailed benches, 200 epochs.",
         full="Features of any encoder as $UNSEEN_DATA/gcd_features.npz: x (N, D), y (N,) classes with old ones first, "
         "labelled (N,) bool; 200 epochs at .1 on features. One GPU, minutes; the paper trains the last block of a ViT.",
