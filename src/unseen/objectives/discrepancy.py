@@ -11,7 +11,8 @@ from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.networks.hypotheses import Hypotheses, with_heads
 from unseen.objectives.base import Loss, Objective, example_losses
-from unseen.objectives.outlier_exposure import check_weight, outliers_of
+from unseen.objectives.divdis import check_weights
+from unseen.objectives.outlier_exposure import outliers_of
 from unseen.objectives.penalty import from_step
 from unseen.registry import objectives
 from unseen.shifts import Batch
@@ -48,7 +49,7 @@ class MCD(Objective):
 
     def __init__(self, weight: float = 1.0, margin: float = 1.2, warmup_steps: int = 0):
         super().__init__()
-        check_weight(weight)
+        check_weights(weight)
         if not margin > 0:
             raise InputError("margin", f"is {margin}", "Give a positive number of nats.")
         if warmup_steps < 0:

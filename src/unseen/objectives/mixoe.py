@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unseen.errors import InputError, nearest
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, example_losses
+from unseen.objectives.divdis import check_weights
 from unseen.objectives.mixing import (
     MIXERS,
     check_alpha,
@@ -18,7 +19,7 @@ from unseen.objectives.mixing import (
     mix_outliers,
     soft_cross_entropy,
 )
-from unseen.objectives.outlier_exposure import check_weight, outliers_of
+from unseen.objectives.outlier_exposure import outliers_of
 from unseen.registry import objectives
 from unseen.shifts import Batch
 
@@ -48,7 +49,7 @@ class MixOE(Objective):
         if mix not in MIXERS:
             raise InputError(f"mix {mix!r}", "is not known", nearest(mix, MIXERS))
         check_alpha(alpha)
-        check_weight(weight)
+        check_weights(weight)
         self.mix, self.alpha, self.weight, self.together = mix, alpha, weight, together
 
     def setup(self, *, features: int, classes: int, domains: int) -> None:

@@ -12,7 +12,7 @@ from unseen.networks import Network
 from unseen.networks.gradient_rows import full_precision
 from unseen.objectives.base import Loss, Objective, example_losses
 from unseen.objectives.class_queue import ClassQueue
-from unseen.objectives.outlier_exposure import check_weight
+from unseen.objectives.divdis import check_weights
 from unseen.objectives.penalty import from_step
 from unseen.objectives.targets import likeliest_class
 from unseen.registry import objectives
@@ -90,7 +90,7 @@ class NPOS(Objective):
         warmup_steps: int = 0,
     ):
         super().__init__()
-        check_weight(weight)
+        check_weights(weight)
         for name, value in {"k": k, "boundary": boundary, "picks": picks, "draws": draws}.items():
             if value < 1:
                 raise InputError(name, f"is {value}", "Give at least 1.")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, example_losses
+from unseen.objectives.divdis import check_weights
 from unseen.objectives.mixing import logits_of_both
 from unseen.registry import objectives
 from unseen.shifts import Batch
@@ -25,12 +24,6 @@ def outliers_of(objective: str, batch: Batch) -> Inputs:
             "Give inputs that are of no class: shift.with_outliers(inputs), or unseen run --outliers DATA.",
         )
     return batch.auxiliary
-
-
-def check_weight(weight: float) -> None:
-    """Raise `InputError` for a weight below 0 or not finite."""
-    if not 0 <= weight < math.inf:
-        raise InputError("weight", f"is {weight}", "Give a finite number from 0.")
 
 
 def uniform_losses(logits: Tensor) -> Tensor:
@@ -69,7 +62,7 @@ class OutlierExposure(Objective):
 
     def __init__(self, weight: float = 0.5, hardest: float = 1.0, together: bool = True):
         super().__init__()
-        check_weight(weight)
+        check_weights(weight)
         if not 0 < hardest <= 1:
             raise InputError("hardest", f"is {hardest}", "Give a share above 0 and at most 1.")
         self.weight, self.hardest, self.together = weight, hardest, together
@@ -110,7 +103,7 @@ class EnergyOE(Objective):
         self, weight: float = 0.1, bound_in: float = -13.0, bound_out: float = -6.0, together: bool = True
     ):
         super().__init__()
-        check_weight(weight)
+        check_weights(weight)
         if not bound_in < bound_out:
             raise InputError("bound_in", f"is {bound_in}", f"Give less than bound_out, {bound_out}.")
         self.weight, self.bound_in, self.bound_out, self.together = weight, bound_in, bound_out, together

@@ -9,8 +9,8 @@ import torch
 from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, example_losses
+from unseen.objectives.divdis import check_weights
 from unseen.objectives.mixing import check_alpha, logits_of_both, mixup, soft_cross_entropy
-from unseen.objectives.outlier_exposure import check_weight
 from unseen.objectives.targets import class_probabilities
 from unseen.registry import objectives
 from unseen.shifts import Batch
@@ -33,7 +33,7 @@ class RegMixup(Objective):
     def __init__(self, alpha: float = 20.0, weight: float = 1.0, together: bool = True):
         super().__init__()
         check_alpha(alpha)
-        check_weight(weight)
+        check_weights(weight)
         self.alpha, self.weight, self.together = alpha, weight, together
 
     def setup(self, *, features: int, classes: int, domains: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, example_losses
-from unseen.objectives.outlier_exposure import check_weight
+from unseen.objectives.divdis import check_weights
 from unseen.registry import objectives
 from unseen.shifts import Batch
 from unseen.shifts.batch import Inputs
@@ -54,7 +54,7 @@ class RotPred(Objective):
 
     def __init__(self, weight: float = 0.5):
         super().__init__()
-        check_weight(weight)
+        check_weights(weight)
         self.weight = weight
 
     def setup(self, *, features: int, classes: int, domains: int) -> None:

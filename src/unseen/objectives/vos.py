@@ -12,7 +12,7 @@ from unseen.networks import Network
 from unseen.networks.gradient_rows import full_precision
 from unseen.objectives.base import Loss, Objective, example_losses
 from unseen.objectives.class_queue import ClassQueue
-from unseen.objectives.outlier_exposure import check_weight
+from unseen.objectives.divdis import check_weights
 from unseen.objectives.penalty import from_step
 from unseen.objectives.targets import likeliest_class
 from unseen.registry import objectives
@@ -73,7 +73,7 @@ class VOS(Objective):
         warmup_steps: int = 0,
     ):
         super().__init__()
-        check_weight(weight)
+        check_weights(weight)
         if not 1 <= select <= draws:
             raise InputError("select", f"is {select}", f"Give a number from 1 to draws, {draws}.")
         if queue < 2:
