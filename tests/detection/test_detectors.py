@@ -61,7 +61,9 @@ def reads_head(name: str) -> bool:
     return False
 
 
-headless = pytest.mark.parametrize("name", [name for name in NAMES if not reads_head(name) and name not in BY_CHANCE])
+headless = pytest.mark.parametrize(
+    "name", [name for name in NAMES if not reads_head(name) and name not in BY_CHANCE]
+)
 """Detectors to which features and logits may be given that no head maps to each other."""
 
 
