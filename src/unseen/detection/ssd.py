@@ -40,11 +40,11 @@ class MahalanobisSSD(Detector):
         values, vectors = torch.linalg.eigh(standard.T @ standard / len(standard))
         enough = values > NO_VARIANCE * values[-1].clamp(min=1e-12)
         whitening = vectors * torch.where(enough, values.clamp(min=1e-30).rsqrt(), 0.0)
-        self.keep(centre=centre.float(), transform=(whitening / scale[:, None]).float())
+        self.keep(bank, centre=centre.float(), transform=(whitening / scale[:, None]).float())
         return self
 
     def score(self, bank: Bank) -> Tensor:
-        self.require_fitted()
+        self.require_fitted(bank)
         return -((self._normalised(bank) - self.centre) @ self.transform).square().sum(1)
 
     @staticmethod

@@ -174,11 +174,11 @@ class GeneralizedCategoryDiscovery:
     def _train(self, x: Inputs, y: Tensor, weight: Tensor) -> None:
         decayed = [p for p in self.model.parameters() if p.requires_grad and p.dim() > 1]
         others = [p for p in self.model.parameters() if p.requires_grad and p.dim() <= 1]
-        optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others}],
-            lr=self.learning_rate,
-            momentum=0.9,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": others},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=self.learning_rate, momentum=0.9)
         steps = math.ceil(len(y) / self.batch_size)
         self.model.train()
         for epoch in range(self.epochs):
