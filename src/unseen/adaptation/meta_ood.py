@@ -195,7 +195,7 @@ class MetaOOD:
             loss = cross_entropy(logits, support.y)
             if not bool(torch.isfinite(loss)):
                 raise TrainingDiverged(
-                    f"the inner loss is {float(loss)} in step {step} (from 0): lower inner_lr={self.inner_lr}"
+                    f"the inner loss is {loss.item()} in step {step} (from 0): lower inner_lr={self.inner_lr}"
                 )
             gradients = torch.autograd.grad(
                 loss, list(parameters.values()), create_graph=create_graph, materialize_grads=True
@@ -223,7 +223,7 @@ class MetaOOD:
         loss = classification + self.ood_weight * rejection
         if not bool(torch.isfinite(loss)):
             raise TrainingDiverged(
-                f"the outer loss is {float(loss)} in step {len(self.outer_losses) - 1} (from 0): lower "
+                f"the outer loss is {loss.item()} in step {len(self.outer_losses) - 1} (from 0): lower "
                 f"inner_lr={self.inner_lr} or outer_lr={self.outer_lr}"
             )
         if self.order == "reptile":
