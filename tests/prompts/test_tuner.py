@@ -157,8 +157,9 @@ class TestJudgement:
 
 def test_predictions_are_probabilities_of_any_names(clip, data):
     tuner = PromptTuner(clip, KNOWN, epochs=1).fit(*data)
-    assert tuner.predict(data[0]).shape == (32, 4)
-    torch.testing.assert_close(tuner.predict(data[0], NEW).sum(1), torch.ones(32))
+    assert torch.equal(tuner.predict(data[0]), tuner.predict_proba(data[0]).argmax(1))
+    assert tuner.predict_proba(data[0]).shape == (32, 4)
+    torch.testing.assert_close(tuner.predict_proba(data[0], NEW).sum(1), torch.ones(32))
 
 
 class TestErrors:

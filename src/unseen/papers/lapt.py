@@ -216,7 +216,8 @@ class LAPTReproduction(Reproduction):
         for axes in (bars, lines):
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize="small")
+        bars.legend(frameon=False, fontsize="small", ncol=3, loc="upper center", bbox_to_anchor=(0.4, -0.14))
+        lines.legend(frameon=False, fontsize="small")
         return figure
 
 
@@ -261,7 +262,7 @@ def detection_rows(
 
     noise  per cent of wrong pictures for all conditions; two are also measured at the other NOISES
     """
-    rows = []
+    rows: list[Row] = []
 
     def told(condition: str, detector: ZeroShotOOD) -> None:
         rows.extend(Row(condition, what, value) for what, value in judge(detector).items())

@@ -347,7 +347,8 @@ def tiny_rows(
         for looks in ((TASK,), OTHERS)
     ]
     train, validation = drawn(even, SHOTS, (TASK,)), drawn(even, SHOTS, (TASK,))
-    return tuning_rows(clip, Task(*names, train, validation, *judges), seed, **options)
+    task = Task(names[0], names[1], names[2], train, validation, judges[0], judges[1])
+    return tuning_rows(clip, task, seed, **options)
 
 
 def _clip_of_source_looks(seed: int, pairs: int, epochs: int) -> WordClip:

@@ -61,9 +61,9 @@ class BaseToNew:
 
     @torch.no_grad()
     def __call__(self, prompts: Prompts) -> Judgement:
-        known, new = prompts.encode(self.base_names), prompts.encode(self.new_names)
-        everything = torch.cat([known, new])
-        own = [self._probabilities(*pair) for pair in ((self.base[0], known), (self.new[0], new))]
+        known, others = prompts.encode(self.base_names), prompts.encode(self.new_names)
+        everything = torch.cat([known, others])
+        own = [self._probabilities(*pair) for pair in ((self.base[0], known), (self.new[0], others))]
         labels = [self.base[1], self.new[1]]
         accuracy = [_accuracy(p, y) for p, y in zip(own, labels, strict=True)]
         joint_base = _accuracy(self._probabilities(self.base[0], everything), labels[0])

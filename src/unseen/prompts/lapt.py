@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from unseen.errors import InputError
+from unseen.errors import InputError, UnseenWarning
 from unseen.objectives.mixing import cross_distribution_mix, cross_modal_mix, soft_cross_entropy
 from unseen.prompts.features import features_of
 from unseen.prompts.label_images import Source, collect_features
@@ -86,6 +87,14 @@ class LAPT:
         features = features_of(self.clip, images)
         labels = labels.to(features.device)
         negative = self._check(features, labels, is_negative)
+        batches = math.ceil(len(labels) / self.batch_size)
+        rarer = min(int(negative.sum()), int((~negative).sum()))
+        if self.beta and rarer < batches:
+            warnings.warn(
+                f"{rarer} image(s) of one kind for {batches} batches: batches without any are not mixed across",
+                UnseenWarning,
+                stacklevel=2,
+            )
         known_tokens, negative_tokens = map(self.clip.embed_tokens, (self.class_names, self.negatives))
         hand = [
             encode_names(self.clip, [*self.class_names, *self.negatives], (template,))
@@ -96,8 +105,7 @@ class LAPT:
         optimizer = torch.optim.SGD(
             contexts, lr=self.learning_rate, momentum=0.9, nesterov=True, weight_decay=self.weight_decay
         )
-        steps = self.epochs * math.ceil(len(labels) / self.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * batches)
         self.losses = []
         for _ in range(self.epochs):
             total = 0.0
@@ -177,7 +185,7 @@ def _batches(negative: Tensor, size: int, generator: torch.Generator) -> list[Te
 
     So a batch lacks one kind only where there are fewer examples of it than batches; it is then not mixed across.
     """
-    rows = torch.randperm(len(negative), generator=generator)
+    rows, negative = torch.randperm(len(negative), generator=generator), negative.cpu()
     place = torch.empty(len(rows))
     for kind in (negative[rows], ~negative[rows]):
         count = int(kind.sum())

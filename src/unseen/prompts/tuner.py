@@ -133,12 +133,14 @@ class PromptTuner:
         return self
 
     @torch.no_grad()
-    def predict(
-        self, images: Tensor | Iterable[Tensor], names: Sequence[str] | None = None
-    ) -> Tensor:  # fmt: skip
+    def predict_proba(self, images: Tensor | Iterable[Tensor], names: Sequence[str] | None = None) -> Tensor:
         """(N, C) probabilities of the class names, or of any others, under the tuned prompt."""
         texts = self.prompts.encode(self.class_names if names is None else names)
         return torch.softmax(self.clip.logit_scale * features_of(self.clip, images) @ texts.T, 1)
+
+    def predict(self, images: Tensor | Iterable[Tensor], names: Sequence[str] | None = None) -> Tensor:
+        """(N,) int64 index of the most probable name."""
+        return self.predict_proba(images, names).argmax(1)
 
     def _rate(self, epoch: int) -> float:
         if epoch == 0 and self.epochs > 1:
