@@ -62,7 +62,7 @@ def stop_after(count):
 
 SEVERAL_HEADS = {"divdis", "divdis-seq", "d-bat", "drm", "mcd"}
 ONE_HEAD = {"spectral-head", "udim", "udim-style"}
-SEVERAL_VIEWS = {"cider"}
+SEVERAL_VIEWS = {"cider", "compact-dispersed", "palm", "simclr", "supcon"}
 OUTPUT_AWARE = {"tram", "tram-fisher", "tram-pretrained", "tram-x", "udim", "udim-style"}
 AVERAGINGS = [None, *REGISTRIES["averaging"].names()]
 

@@ -70,3 +70,8 @@ def test_options_out_of_range_are_named(options, subject):
 def test_a_window_longer_than_the_training_is_told():
     with pytest.raises(InputError, match="reaches 9 states back, but 8 updates keep 8"):
         LocalMeanTeacher(every=1).setup(steps=8)
+
+
+def test_by_default_the_window_is_no_longer_than_the_training():
+    teacher = walked(LocalMeanTeacher(decay=1.0), 2)
+    assert (teacher.low, teacher.high) == (2, 2) and teacher.result() is not None

@@ -24,7 +24,7 @@ class LocalMeanTeacher(Averaging):
     m_t = floor((1 + cos(pi (t_max + t) / t_max)) (m_max - m_min) / 2) + m_min, with t keepings of t_max in all.
     `result()` may be asked at any time: a teacher that forgets the first epochs, to distil from while training.
 
-    window    (m_min, m_max); no longer than the training has keepings
+    window    (m_min, m_max); no longer than the training has keepings. None: (3, 9), or what a shorter training allows
     schedule  "cosine_growth", or "constant" for m_max throughout
     decay     weight of a state relative to the next younger one, in (0, 1]; 1 is the plain mean
     every     updates between keepings; None keeps 20 states a training
@@ -34,27 +34,30 @@ class LocalMeanTeacher(Averaging):
 
     def __init__(
         self,
-        window: tuple[int, int] = (3, 9),
+        window: tuple[int, int] | None = None,
         schedule: Literal["cosine_growth", "constant"] = "cosine_growth",
         decay: float = 0.9,
         every: int | None = None,
     ):
-        low, high = window
+        low, high = window or (3, 9)
         if not 0 <= low <= high:
-            raise InputError("window", f"is {tuple(window)}", "Give 0 <= smallest <= largest.")
+            raise InputError("window", f"is {(low, high)}", "Give 0 <= smallest <= largest.")
         if schedule not in ("cosine_growth", "constant"):
             raise InputError("schedule", f"is {schedule!r}", "Give 'cosine_growth' or 'constant'.")
         if not 0 < decay <= 1:
             raise InputError("decay", f"is {decay}", "Give a number above 0 and up to 1.")
         if every is not None and every < 1:
             raise InputError("every", f"is {every}", "Give a whole number from 1, or None.")
-        self.low, self.high, self.schedule, self.decay, self.every = low, high, schedule, decay, every
+        self.low, self.high, self.fixed = low, high, window is not None
+        self.schedule, self.decay, self.every = schedule, decay, every
         self._kept: list[StateDict] = []
         self._seen = 0
 
     def setup(self, *, steps: int) -> None:
         self._distance = self.every or max(1, steps // 20)
         self._keepings = steps // self._distance
+        if not self.fixed:
+            self.low, self.high = min(self.low, self._keepings), min(self.high, self._keepings)
         if self.high > self._keepings:
             raise InputError(
                 "window",
