@@ -69,7 +69,7 @@ def test_options_out_of_range_are_named(options, subject):
 
 def test_a_window_longer_than_the_training_is_told():
     with pytest.raises(InputError, match="reaches 9 states back, but 8 updates keep 8"):
-        LocalMeanTeacher(every=1).setup(steps=8)
+        LocalMeanTeacher(window=(3, 9), every=1).setup(steps=8)
 
 
 def test_by_default_the_window_is_no_longer_than_the_training():
