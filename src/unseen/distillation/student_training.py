@@ -17,8 +17,7 @@ from unseen.networks import Network
 from unseen.objectives import Objective
 from unseen.registry import averaging, updates
 from unseen.shifts.sampling import derive_seed
-from unseen.training.fit import _seed_dropout as seed_dropout
-from unseen.training.fit import diverged, log_records, validation_score
+from unseen.training.fit import diverged, log_records, seed_dropout, validation_score
 from unseen.training.learner import Learner
 from unseen.training.system import TrainingSystem, build_optimizer
 

@@ -1,6 +1,7 @@
 """Prompts of vision-language models: learnt contexts, names of what is unknown, zero-shot detection."""
 
 from unseen.prompts.base_to_new import BaseToNew, Judgement, harmonic_mean
+from unseen.prompts.contrastive_tuning import ContrastiveTuner
 from unseen.prompts.encoders import promptable
 from unseen.prompts.features import image_features
 from unseen.prompts.generator import ClassConditionalGenerator
@@ -19,6 +20,7 @@ __all__ = [
     "BaseToNew",
     "ClassConditionalGenerator",
     "ClassStatistics",
+    "ContrastiveTuner",
     "DistributionAwarePrompts",
     "Epoch",
     "Judgement",

@@ -208,7 +208,7 @@ def _train(
             )
             generator = torch.Generator().manual_seed(derive_seed(seed, fabric.global_rank, step))
             batch = system.objective.prepare(batch, generator)
-            _seed_dropout(derive_seed(seed, fabric.global_rank, step, 1), fabric.device)
+            seed_dropout(derive_seed(seed, fabric.global_rank, step, 1), fabric.device)
             if system.objective.resets_optimizer_at(step):
                 rule.reset()
             loss = rule.step(wrapped, batch)
@@ -376,7 +376,7 @@ def log_records(loss: Loss, step: int) -> list[dict[str, Any]]:
     ]
 
 
-def _seed_dropout(seed: int, device: torch.device) -> None:
+def seed_dropout(seed: int, device: torch.device) -> None:
     """Seed the generator that dropout on `device` draws from; `torch.manual_seed` costs 60 times as much."""
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
