@@ -154,7 +154,8 @@ class MLKDText(Reproduction):
             left.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="o", color=colour, label=domain)
         left.set_yticks(range(len(names)), names)
         left.set(xlabel="AUROC, mean and 95 % interval", xlim=(None, 1))
-        left.legend(title="unfamiliar", frameon=False)
+        handles = left.get_legend_handles_labels()
+        figure.legend(*handles, title="unfamiliar", loc="outside upper left", ncols=2, frameon=False)
         for name in names[::-1]:
             if (name, HELD_OUT) in values.index:
                 points = values[name, HELD_OUT], values[name, AUROC]
