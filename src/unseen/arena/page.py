@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +11,9 @@ import pandas as pd
 
 import unseen
 from unseen.arena.ranking import Recommendation
-from unseen.errors import InputError
+from unseen.reports.page import html_page, html_table, write_texts
 from unseen.reports.svg import GRID, MARKERS, MUTED, SERIES, drawing, to_svg
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #f7f7f5; --surface: #ffffff; --ink: #1b1d20; --muted: #5d636b;
-  --line: #dfe1e4; --series-1: #0072b2; --series-2: #d55e00; --series-3: #00855f; --series-4: #b0588f;
-  --series-5: #8a6d00; --series-6: #3a7fa8; --series-7: #6b6b6b; --series-8: #1b1d20; }
-@media (prefers-color-scheme: dark) { :root { --page: #15171a; --surface: #1d2024; --ink: #e8eaed;
-  --muted: #a2a9b2; --line: #363b42; --series-1: #5cb2ea; --series-2: #ff9255; --series-3: #3ec79b;
-  --series-4: #e29cc7; --series-5: #e0c04a; --series-6: #8ccbec; --series-7: #b5b5b5; --series-8: #e8eaed; } }
-body { margin: 0 auto; max-width: 980px; padding: 24px; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-figure { margin: 0 0 20px; padding: 16px; background: var(--surface); border: 1px solid var(--line);
-  border-radius: 12px; } svg { width: 100%; } svg text { font-family: inherit; }
-div { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.9rem; }
-th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-p, figcaption { color: var(--muted); }
-"""
 _NOTES = ("score", "low", "high", "rank")
 
 
@@ -61,13 +43,7 @@ def write_comparison(
         "backbones.html": _page(frame, ranking, advice, facts),
         "ranking.json": json.dumps(record, indent=1) + "\n",
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            _write(folder / name, text)
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror or error})"
-        raise InputError(f"folder {str(folder)!r}", problem, "Choose another.") from None
+    write_texts(folder, texts)
     return folder / "backbones.html"
 
 
@@ -90,22 +66,19 @@ def raw_means(frame: pd.DataFrame, ranking: pd.DataFrame) -> pd.DataFrame:
 def _page(frame: pd.DataFrame, ranking: pd.DataFrame, advice: Recommendation, facts: dict[str, Any]) -> str:
     """A whole HTML page without scripts or anything from elsewhere; readable in light and dark."""
     tasks = [column for column in ranking if column not in _NOTES]
-    about = "; ".join(f"{name}: {value}" for name, value in facts.items())
     params = frame.drop_duplicates("backbone").set_index("backbone").params
     numbers = ranking[[*tasks, "score"]].map("{:+.2f}".format).assign(
         range=[f"{low:+.2f} to {high:+.2f}" for low, high in zip(ranking.low, ranking.high, strict=True)],
         parameters=[f"{params[name]:,}" for name in ranking.index],
     )  # fmt: skip
     raw = raw_means(frame, ranking).map("{:.3f}".format)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>unseen backbones</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>\n'
-        f"<h1>{escape(advice_in_words(advice))}</h1>\n<p>{escape(about)}</p>\n"
+    body = (
         f"<figure>{_figure(ranking, tasks)}<figcaption>z-scores: how far a backbone is from the mean of those "
         "compared, in their standard deviations. Another pool gives other scores. Bars: range over seeds."
-        "</figcaption></figure>\n"
-        f"<h2>Ranking</h2>{_table(numbers)}\n<h2>Raw values, mean over seeds</h2>{_table(raw)}\n</body></html>\n"
+        f"</figcaption></figure>\n<h2>Ranking</h2>{_table(numbers)}\n"
+        f"<h2>Raw values, mean over seeds</h2>{_table(raw)}"
     )
+    return html_page("unseen backbones", advice_in_words(advice), facts, body)
 
 
 def _figure(ranking: pd.DataFrame, tasks: list[str]) -> str:
@@ -130,18 +103,5 @@ def _figure(ranking: pd.DataFrame, tasks: list[str]) -> str:
 
 
 def _table(table: pd.DataFrame) -> str:
-    head = "".join(f"<th>{escape(str(name))}</th>" for name in ["backbone", *table.columns])
-    body = "\n".join(
-        f"<tr><td>{escape(str(name))}</td>{''.join(f'<td>{escape(str(v))}</td>' for v in row)}</tr>"
-        for name, row in zip(table.index, table.to_numpy(), strict=True)
-    )
-    return f"<div><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    rows = [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return html_table(["backbone", *map(str, table.columns)], rows, ["backbone"])

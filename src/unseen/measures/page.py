@@ -14,11 +14,9 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 import unseen
-from unseen.reports.page import html_page, write_texts
+from unseen.reports.page import html_page, html_table, write_texts
 from unseen.reports.svg import GRID, ID, MUTED, drawing, to_svg
 from unseen.studies.measuring import Section
-
-_STYLE = "th, td { text-align: right; } .words { text-align: left; white-space: normal; }"
 
 
 def write_sections(sections: Sequence[Section], folder: str | Path, facts: dict[str, Any]) -> Path:
@@ -32,7 +30,7 @@ def write_sections(sections: Sequence[Section], folder: str | Path, facts: dict[
         },
     }
     body = "\n".join(map(_html, sections))
-    page = html_page("unseen measure", f"Measures of {facts['source']}", facts, body, _STYLE)
+    page = html_page("unseen measure", f"Measures of {facts['source']}", facts, body)
     write_texts(folder, {"measure.html": page, "measure.json": json.dumps(record, indent=1) + "\n"})
     return Path(folder) / "measure.html"
 
@@ -69,16 +67,11 @@ def _text(value: Any, digits: int = 3) -> str:
 
 def _html(section: Section) -> str:
     names, rows = cells(section.table)
-    kinds = ["" if is_numeric_dtype(section.table[name]) else ' class="words"' for name in names]
-    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, names, strict=True))
-    body = "\n".join(
-        f"<tr>{''.join(f'<td{k}>{escape(text)}</td>' for k, text in zip(kinds, row, strict=True))}</tr>"
-        for row in rows
-    )
+    words = [name for name in names if not is_numeric_dtype(section.table[name])]
     figure = "" if section.bars is None or len(section.table) < 2 else f"{_figure(section)}\n"
     return (
-        f"<h2>{escape(section.title)}</h2>\n<figure>{figure}<div><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n"
-        f"</tbody></table></div><figcaption>{escape(section.note)}</figcaption></figure>"
+        f"<h2>{escape(section.title)}</h2>\n<figure>{figure}{html_table(names, rows, words)}"
+        f"<figcaption>{escape(section.note)}</figcaption></figure>"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -24,6 +24,7 @@ figure { margin: 0 0 20px; padding: 16px; background: var(--surface); border: 1p
 div { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
+.words { text-align: left; white-space: normal; }
 p, figcaption { color: var(--muted); }
 """
 """Light and dark, with the colours that `svg` leaves to the page."""
@@ -37,6 +38,17 @@ def html_page(title: str, heading: str, about: Mapping[str, object], body: str, 
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}{style}</style></head><body>\n'
         f"<h1>{escape(heading)}</h1>\n<p>{escape(facts)}</p>\n{body}\n</body></html>\n"
     )
+
+
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[str] = ()) -> str:
+    """A table that scrolls sideways where it is too wide; columns of `words` stand left and break their lines."""
+    kinds = [' class="words"' if name in words else "" for name in columns]
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
+    body = "\n".join(
+        f"<tr>{''.join(f'<td{k}>{escape(text)}</td>' for k, text in zip(kinds, row, strict=True))}</tr>"
+        for row in rows
+    )
+    return f"<div><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
 
 
 def write_texts(folder: str | Path, texts: Mapping[str, str]) -> None:

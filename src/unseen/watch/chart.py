@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
-from unseen.reports.page import html_page
+from unseen.reports.page import html_page, html_table
 from unseen.reports.svg import GRID, ID, MUTED, SERIES, SURFACE, UNSEEN, drawing, to_svg
 from unseen.watch.watcher import Watcher
 
-_STYLE = "td:last-child { white-space: normal; text-align: left; color: var(--bad); min-width: 12em; }"
+_STYLE = "td.words { color: var(--bad); min-width: 12em; }"
 _COLUMNS = (
     "chunk",
     "from",
@@ -59,11 +58,9 @@ def page(watcher: Watcher, facts: dict[str, Any]) -> str:
         f"<figure>{_figure(watcher, name, title, lines)}<figcaption>{_CAPTIONS[name]}</figcaption></figure>"
         for name, title, lines in drawings
     )
-    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-    body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(c))}</tr>" for c in chunks)
-    tables = f"<div><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+    table = html_table(_COLUMNS, map(_cells, chunks), ["alarms"])
     heading = f"{alarming} of {len(chunks)} chunks with an alarm"
-    return html_page("unseen watch", heading, facts, f"{figures}\n{tables}", _STYLE)
+    return html_page("unseen watch", heading, facts, f"{figures}\n{table}", _STYLE)
 
 
 def _figure(watcher: Watcher, name: str, title: str, lines: Lines) -> str:
