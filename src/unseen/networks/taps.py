@@ -27,9 +27,14 @@ def tap_points(network: Network) -> dict[str, nn.Module]:
     follows it (normalization, activation), but before the pooling that makes a map into features. A featurizer
     without parameters has no layers.
     """
+    return layers_of(network.featurizer)
+
+
+def layers_of(featurizer: nn.Module) -> dict[str, nn.Module]:
+    """`tap_points` of any module that makes features."""
     points: dict[str, nn.Module] = {}
     name = None
-    for path, module in _steps("", network.featurizer, outermost=True):
+    for path, module in _steps("", featurizer, outermost=True):
         if any(parameter.dim() > 1 for parameter in module.parameters()):
             name = path
         if name is not None and not isinstance(module, _POOLING):
