@@ -167,7 +167,9 @@ def test_regressions_that_cannot_be():
 
 
 @pytest.mark.parametrize(
-    "constraints", [{"params": "<1e7"}, ["params < 1e7"], {"params": lambda p: p < 1e7}], ids=str
+    "constraints",
+    [{"params": "<1e7"}, ["params < 1e7"], {"params": lambda p: p < 1e7}],
+    ids=["named text", "text", "function"],
 )
 def test_recommends_the_best_that_keeps_the_constraints(constraints):
     frame = results()
