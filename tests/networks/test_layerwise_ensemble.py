@@ -14,7 +14,7 @@ from unseen.shifts.arrays import from_arrays
 from unseen.training.data import TrainingData
 from unseen.training.fit import fit
 from unseen.training.learner import Learner
-from unseen.training.predictor import load_predictor
+from unseen.training.model_folder import load
 from unseen.training.system import seeded
 
 X = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
@@ -359,7 +359,7 @@ def test_it_trains_by_fit_and_is_saved(tmp_path):
     bank = TrainingData(split).bank(predictor.network, "unseen")
     assert bank.correct.float().mean() > 0.75
     predictor.save(tmp_path / "model")
-    loaded = load_predictor(tmp_path / "model")
+    loaded = load(tmp_path / "model")
     inputs = torch.randn(4, 6)
     assert torch.equal(loaded.network.eval()(inputs), predictor.network.eval()(inputs))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def fit_cached(
         if len(order) < min(batch_size, len(y)):
             order = torch.cat([order, torch.randperm(len(y), generator=generator)])
         rows, order = order[:batch_size].to(device), order[batch_size:]
-        z = views.task_features(map_tensors(lambda t, rows=rows: t[rows], x))
+        z = views.task_features(map_tensors(partial(torch.index_select, dim=0, index=rows), x))
         loss = ensemble.loss(
             ensemble.head.all_logits(views.views([t[rows] for t in taps], z)), y[rows], tap_weights
         )

@@ -228,7 +228,7 @@ def _dots(axes: Any, table: pd.DataFrame, names: list[str], metrics: Mapping[str
     axes.set_yticks(rows, names)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
 _OFFSETS = (0.24, 0.08, -0.08, -0.24)

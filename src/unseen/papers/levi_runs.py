@@ -276,8 +276,7 @@ def run(
     rate  of everything that is new; fine-tuned weights have 3e-4, or `rate` in "fine-tuning, 1e-3"
     """
     start = pretrained(world, seed)
-    body, head = start[0], start[1]
-    classes = head.out_features  # type: ignore[union-attr]
+    body, classes = start[0], int(start[1].out_features)  # type: ignore[arg-type]
     found: dict[tuple[str, str], float] = {}
     made: dict[str, Model] = {}
 
