@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unseen.errors import InputError, UnseenWarning
 from unseen.measures.arrays import as_array, same_length
+from unseen.measures.extreme_values import extreme_tail
 from unseen.measures.intrinsic_dimension import as_points
 
 PAIRS_AT_A_TIME = 2**25
@@ -82,17 +83,10 @@ def _extrapolated(rows: Tensor, classes: Tensor, pairs: int, tail: int, generato
     if distances[0] == 0 or len(distances) < 3:
         return float(distances[0])
     tail = min(tail, len(distances) - 1)
-    closeness = 1 / distances[: tail + 1]  # descending
-    logarithms = np.log(closeness[:tail]) - np.log(closeness[tail])
-    first, second = logarithms.mean(), (logarithms**2).mean()
-    if second <= first**2:  # all alike: there is no tail to extrapolate
+    found = extreme_tail(1 / distances[: tail + 1], tail / len(distances))
+    if found is None:
         return float(distances[0])
-    bounded = 1 - 0.5 / (1 - first**2 / second)
-    index = first + bounded
-    expected = tail * possible / len(distances)  # pairs of all that would lie in the tail
-    stretch = np.log(expected) if abs(index) < 1e-9 else (expected**index - 1) / index
-    quantile = closeness[tail] * (1 + first * (1 - min(bounded, 0.0)) * stretch)
-    return float(min(1 / quantile, distances[0]))
+    return float(min(1 / found.quantile(1 / possible), distances[0]))
 
 
 def _pair_distances(
