@@ -11,6 +11,7 @@ from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, domain_means, example_losses, mean_over_present
 from unseen.objectives.domain_match import pairwise_factor
+from unseen.objectives.gaussian_sums import gaussian_sum
 from unseen.objectives.head_statistics import full_precision
 from unseen.objectives.penalty import PenaltySchedule
 from unseen.objectives.shares import domain_shares
@@ -28,7 +29,7 @@ def gaussian_gram(points: Tensor, gammas: Sequence[float] = GAMMAS) -> Tensor:
     squares = products.diagonal()
     distances = (squares.unsqueeze(1) + squares - 2 * products).clamp(min=0)
     distances = distances * (1 - torch.eye(len(points), dtype=points.dtype, device=points.device))
-    return torch.stack([torch.exp(-gamma * distances) for gamma in gammas]).sum(0)
+    return gaussian_sum(distances, gammas)
 
 
 def squared_mmd(gram: Tensor, difference: Tensor) -> Tensor:
