@@ -66,7 +66,20 @@ class Objective(nn.Module):
         """Called once after the last step on the final weights, which it may change in place: the run's result."""
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Change the batch before the loss sees it (mixing, masking). An objective's randomness is here."""
+        """Change the batch before the loss sees it (mixing, masking). An objective's randomness is here.
+
+        One that can say what it needs at random before it sees the batch defines `draw` and `change` instead:
+        stacked runs are then changed together.
+        """
+        drawn = self.draw(len(batch), generator)
+        return self.change(batch, {name: value.to(batch.y.device) for name, value in drawn.items()})
+
+    def draw(self, examples: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """What `change` needs at random, decided by the settings, the number of examples and the generator alone."""
+        return {}
+
+    def change(self, batch: Batch, drawn: dict[str, Tensor]) -> Batch:
+        """The batch, changed by tensor operations that read what was drawn and no number among the settings."""
         return batch
 
     def resets_optimizer_at(self, step: int) -> bool:

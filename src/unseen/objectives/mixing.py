@@ -38,6 +38,21 @@ def beta_share(alpha: float, generator: torch.Generator) -> float:
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
+def draw_mixture(alpha: float, examples: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A lambda ~ Beta(alpha, alpha) as "share", float64 without dimensions, and a permutation (B,) as "partner"."""
+    share = torch.tensor(beta_share(alpha, generator), dtype=torch.float64)
+    return {"share": share, "partner": torch.randperm(examples, generator=generator, device=generator.device)}
+
+
+def blend_with(x: Inputs, targets: Tensor, share: Tensor, partner: Tensor) -> tuple[Inputs, Tensor]:
+    """Convex combinations of inputs (B, ...) and of targets (B, C) with those of their partners, as drawn."""
+
+    def mixed(values: Tensor) -> Tensor:
+        return share * values + (1 - share) * values[partner]
+
+    return map_tensors(mixed, x), mixed(targets)
+
+
 def mixup(
     x: Inputs, targets: Tensor, alpha: float, generator: torch.Generator, partner: Tensor | None = None
 ) -> tuple[Inputs, Tensor, float]:

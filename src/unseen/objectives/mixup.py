@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, example_losses
-from unseen.objectives.mixing import mixup
+from unseen.objectives.mixing import blend_with, draw_mixture
 from unseen.objectives.targets import class_probabilities
 from unseen.registry import objectives
 from unseen.shifts import Batch
@@ -33,9 +34,12 @@ class Mixup(Objective):
     def setup(self, *, features: int, classes: int, domains: int) -> None:
         self.classes = classes
 
-    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def draw(self, examples: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return draw_mixture(self.alpha, examples, generator)
+
+    def change(self, batch: Batch, drawn: dict[str, Tensor]) -> Batch:
         targets = class_probabilities(batch.y, self.classes, torch.float32)
-        x, y, _ = mixup(batch.x, targets, self.alpha, generator)
+        x, y = blend_with(batch.x, targets, **drawn)
         return replace(batch, x=x, y=y)
 
     def forward(self, model: Network, batch: Batch) -> Loss:

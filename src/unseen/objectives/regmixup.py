@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, example_losses
 from unseen.objectives.divdis import check_weights
-from unseen.objectives.mixing import check_alpha, logits_of_both, mixup, soft_cross_entropy
+from unseen.objectives.mixing import (
+    blend_with,
+    check_alpha,
+    draw_mixture,
+    logits_of_both,
+    soft_cross_entropy,
+)
 from unseen.objectives.targets import class_probabilities
 from unseen.registry import objectives
 from unseen.shifts import Batch
@@ -39,10 +46,13 @@ class RegMixup(Objective):
     def setup(self, *, features: int, classes: int, domains: int) -> None:
         self.classes = classes
 
-    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def draw(self, examples: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return draw_mixture(self.alpha, examples, generator)
+
+    def change(self, batch: Batch, drawn: dict[str, Tensor]) -> Batch:
         """Mixtures (B, ...) and their targets are in `auxiliary`; every part of the batch has all of them."""
         targets = class_probabilities(batch.y, self.classes, torch.float32)
-        mixed, soft, _ = mixup(batch.x, targets, self.alpha, generator)
+        mixed, soft = blend_with(batch.x, targets, **drawn)
         return replace(batch, auxiliary={"x": mixed, "y": soft})  # type: ignore[dict-item]
 
     def forward(self, model: Network, batch: Batch) -> Loss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from unseen.objectives import Objective
-from unseen.shifts import Batch
 from unseen.shifts.batch import map_tensors
 from unseen.shifts.sampling import DomainSampler, derive_seed
 from unseen.training.data import TrainingData
+from unseen.training.numbers import numbers
 from unseen.training.stacked import StackedBatch
 
 STEPS_AHEAD = 50
@@ -53,7 +53,12 @@ class StackedExamples:
         ]
         self.domains = len(data[0].split.train_domains)
         self._domain = torch.arange(self.domains, device=device).repeat_interleave(per_domain)
-        self._prepares = type(objectives[0]).prepare is not Objective.prepare
+        self._change = self._change_of(type(objectives[0]))
+        settings = [tuple(numbers(objective).items()) for objective in objectives]
+        keys = list(zip(seeds, settings, strict=True))  # streams with an equal key draw the same
+        distinct_keys = list(dict.fromkeys(keys))
+        self._drawers = [keys.index(key) for key in distinct_keys]
+        self._drawer = [distinct_keys.index(key) for key in keys]
 
     def batches(self, steps: int) -> Iterator[StackedBatch]:
         for first in range(0, steps, STEPS_AHEAD):
@@ -75,14 +80,31 @@ class StackedExamples:
                     weight=None if weights is None else weights[index],
                     step=first + index,
                 )
-                yield self._prepared(batch) if self._prepares else batch
+                yield batch if self._change is None else self._change(batch)
 
-    def _prepared(self, batch: StackedBatch) -> StackedBatch:
-        changed: list[Batch] = []
-        for index, (seed, objective) in enumerate(zip(self.seeds, self.objectives, strict=True)):
-            generator = torch.Generator().manual_seed(derive_seed(seed, 0, batch.step))
-            changed.append(objective.prepare(batch.of_stream(index), generator))
+    def _change_of(self, objective: type[Objective]) -> Callable[[StackedBatch], StackedBatch] | None:
+        if objective.prepare is not Objective.prepare:
+            return self._changed_one_by_one
+        return None if objective.change is Objective.change else self._changed_together
+
+    def _changed_one_by_one(self, batch: StackedBatch) -> StackedBatch:
+        changed = [
+            objective.prepare(batch.of_stream(index), self._generator(index, batch.step))
+            for index, objective in enumerate(self.objectives)
+        ]
         return replace(StackedBatch.of(changed), domain=batch.domain)
+
+    def _changed_together(self, batch: StackedBatch) -> StackedBatch:
+        drawn = [
+            self.objectives[index].draw(len(batch), self._generator(index, batch.step))
+            for index in self._drawers
+        ]
+        stacked = {name: torch.stack([own[name] for own in drawn])[self._drawer] for name in drawn[0]}
+        stacked = {name: value.to(self.device) for name, value in stacked.items()}
+        return batch.changed(self.objectives[0].change, stacked)
+
+    def _generator(self, index: int, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seeds[index], 0, step))
 
     def inputs(self, rows: Tensor) -> Any:
         """Finished inputs of rows of the data sets side by side, in the shape of `rows`."""

@@ -62,6 +62,11 @@ def objection(system: TrainingSystem, run: Run) -> str | None:
     return None
 
 
+def changes_batches(objective: type[Objective]) -> bool:
+    """Whether batches differ among runs that see the same examples, because the objective changes them."""
+    return objective.prepare is not Objective.prepare or objective.change is not Objective.change
+
+
 @dataclass(frozen=True)
 class _Form:
     """What an objective is made of, as far as runs that share a program must agree on it, or may differ in it.
@@ -86,7 +91,7 @@ def _form_of(target: Any, spec: Spec) -> _Form:
     objective = objectives.build(spec)
     found = numbers(objective)
     plain = {path: value for path, value in settings(objective).items() if path not in found}
-    prepares = type(objective).prepare is not Objective.prepare
+    prepares = changes_batches(type(objective))
     with torch.random.fork_rng(devices=()):
         objective.setup(features=4, classes=3, domains=2)  # of any size: equal settings give equal shapes
     shapes = tuple((name, tuple(value.shape)) for name, value in objective.state_dict().items())

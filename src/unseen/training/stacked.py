@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,9 +59,24 @@ class StackedBatch(Batch):
         y, ids, group, weight = self.y[index], own(self.ids), own(self.group), own(self.weight)
         return Batch(x, y, self.domain, self.domains, ids, group, weight, self.step, self.repeat)
 
+    def changed(self, change: Callable[[Batch, Any], Batch], drawn: dict[str, Tensor]) -> StackedBatch:
+        """`change(batch of a stream, what was drawn for it)` of all streams at once; drawn: (U, ...) each."""
+        shared = Batch(None, None, self.domain, self.domains, step=self.step)  # type: ignore[arg-type]
+
+        def one(examples: dict[str, Any], own: dict[str, Tensor]) -> dict[str, Any]:
+            return _given(change(replace(shared, **examples), own))
+
+        return replace(self, **vmap(one)(_given(self), drawn))
+
     def take(self, index: Tensor) -> Batch:
         """The examples that `index` (positions or a mask over B) names, of every stream."""
         return self.map(lambda tensor: tensor[index] if tensor is self.domain else tensor[:, index])
+
+
+def _given(batch: Batch) -> dict[str, Any]:
+    """What a batch has of all that differs from stream to stream."""
+    names = ("x", "y", "ids", "group", "weight", "auxiliary")
+    return {name: value for name in names if (value := getattr(batch, name)) is not None}
 
 
 def _stack(inputs: Sequence[Any]) -> Any:
@@ -97,8 +112,7 @@ class StackedSystem:
 
     def __call__(self, batch: Batch) -> Loss:
         """Sum of the runs' losses as `total`; `parts` are (R,) tensors, each run's own loss under "total"."""
-        names = ("x", "y", "ids", "group", "weight", "auxiliary")
-        given = {name: value for name in names if (value := getattr(batch, name)) is not None}
+        given = _given(batch)
         shared = Batch(None, None, batch.domain, batch.domains, step=batch.step, repeat=batch.repeat)  # type: ignore[arg-type]
 
         def one(state: dict[str, Tensor], numbers: dict[str, Tensor], examples: dict[str, Any]) -> Any:
