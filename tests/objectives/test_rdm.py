@@ -1,7 +1,9 @@
+import pytest
 import torch
 from torch import nn
 
-from unseen.objectives.rdm import risk_distribution_penalties
+from unseen.objectives.mmd import gaussian_gram, squared_mmd
+from unseen.objectives.rdm import risk_distribution_penalties, squared_mmd_of_numbers
 
 GAMMAS = [0.0001, 0.001, 0.01, 0.1, 1, 10, 100, 1000]
 
@@ -50,3 +52,15 @@ def test_penalty_falls_as_the_losses_of_domains_align(generator):
         for gap in (1.0, 0.3, 0.0)
     ]
     assert costs == sorted(costs, reverse=True) and costs[-1] < 0.2 * costs[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
+def test_each_pair_counts_as_in_the_whole_matrix(count, generator):
+    values = torch.randn(count, generator=generator, dtype=torch.float64, requires_grad=True)
+    difference = torch.randn(count, generator=generator, dtype=torch.float64)
+    expected = squared_mmd(gaussian_gram(values.unsqueeze(1), GAMMAS), difference)
+    found = squared_mmd_of_numbers(values, difference)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(total, values)[0] for total in (found, expected)), rtol=1e-6, atol=1e-9
+    )

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from unseen.networks import Network
 from unseen.objectives.base import Loss, Objective, domain_means, example_losses, mean_over_present
+from unseen.objectives.gaussian_sums import gaussian_sum
 from unseen.objectives.head_statistics import full_precision
-from unseen.objectives.mmd import gaussian_gram, squared_mmd
 from unseen.objectives.penalty import PenaltySchedule
 from unseen.objectives.shares import domain_shares, unbiased_factor
 from unseen.registry import objectives
@@ -29,11 +29,30 @@ def risk_distribution_penalties(
     means = torch.where(present > 0, shares.detach() @ losses.detach(), -torch.inf)
     worst = (torch.arange(domains, device=losses.device) == means.argmax()).to(losses.dtype) @ shares
     overall, _ = domain_shares(torch.zeros_like(domain), 1, weight, losses.dtype)
-    matching = squared_mmd(gaussian_gram(losses.unsqueeze(1), GAMMAS), worst - overall[0])
+    matching = squared_mmd_of_numbers(losses, worst - overall[0])
     rows = torch.stack([worst, overall[0]])
     deviations = losses - (rows @ losses).unsqueeze(1)
     variances = (rows * deviations.square()).sum(1) * unbiased_factor(rows)
     return matching, variances.sum()
+
+
+def squared_mmd_of_numbers(values: Tensor, difference: Tensor) -> Tensor:
+    """`squared_mmd` of numbers (B,) in the authors' kernel, which takes each pair once: half the exponentials.
+
+    A pair is an example and one of the B // 2 that follow it, in a circle. If B is even, the farthest of them meet
+    twice.
+    """
+    count, half = len(values), len(values) // 2
+
+    def following(x: Tensor) -> Tensor:
+        return torch.cat([x, x[:half]]).unfold(0, count, 1)[1:]  # (B // 2, B)
+
+    times = torch.full((half, 1), 2.0, dtype=values.dtype, device=values.device)
+    if count % 2 == 0:
+        times[-1] = 1
+    kernel = gaussian_sum((following(values) - values).square(), GAMMAS)
+    itself = len(GAMMAS) * difference.square().sum()
+    return itself + (times * following(difference) * difference * kernel).sum()
 
 
 @objectives.register(
