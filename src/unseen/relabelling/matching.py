@@ -11,23 +11,23 @@ from unseen.relabelling.questions import Questions
 
 
 class MatchingNetwork(nn.Module):
-    """Logit of P(query is of the positive exemplar's class), of the cosines of query, positive and negative.
+    """Logit of P(query is of the positive exemplar's class): a cos(query, positive) - b cos(query, negative) + c.
 
     encoder  images to embeddings (N, D)
     Its method `verify` is a `Verifier`. It knows no class by name, so it judges classes that it was not trained on
-    (after Vinyals et al. 2016).
+    (after Vinyals et al. 2016). a and b begin at 10, lest cosines near one leave nothing to learn from.
     """
 
-    def __init__(self, encoder: nn.Module, width: int = 16, batch_size: int = 256):
+    def __init__(self, encoder: nn.Module, batch_size: int = 256):
         super().__init__()
         self.encoder, self.batch_size = encoder, batch_size
-        self.compare = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 1))
+        self.weights = nn.Parameter(torch.tensor([10.0, -10.0]))
+        self.offset = nn.Parameter(torch.zeros(()))
 
     def forward(self, query: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """(B,) logits of embeddings (B, D), whose length is free."""
         q, p, n = (normalize(each, dim=1) for each in (query, positive, negative))
-        cosines = torch.stack([(q * p).sum(1), (q * n).sum(1), (p * n).sum(1)], 1)
-        return self.compare(cosines).squeeze(1)
+        return torch.stack([(q * p).sum(1), (q * n).sum(1)], 1) @ self.weights + self.offset
 
     @torch.no_grad()
     def verify(self, questions: Questions) -> Tensor:
@@ -50,7 +50,7 @@ def train_matching(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> MatchingNetwork:
-    """Train in place by episodes of two classes: a positive and a negative exemplar, and a query of either.
+    """Train in place by episodes: a positive and a negative exemplar, and a query of either class or of another.
 
     images (N, ...), labels (N,) int64: of classes that the judge will not be asked about, or not only these.
     Raises `InputError` with fewer than two classes of two images each.
@@ -77,12 +77,17 @@ def train_matching(
 
 
 def _episodes(rows: list[Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(count, 3) images: query, positive, negative; and (count,) whether the query is of the positive's class."""
+    """(count, 3) images: query, positive, negative; and (count,) whether the query is of the positive's class. If not,
+    it is of the negative's or, as often, of any other class."""
     sizes = torch.tensor([len(own) for own in rows])
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     positive = torch.randint(len(rows), (count,), generator=generator)
-    negative = (positive + torch.randint(1, len(rows), (count,), generator=generator)) % len(rows)
-    true = torch.rand(count, generator=generator) < 0.5
+    negative, other = (
+        (positive + torch.randint(1, len(rows), (count,), generator=generator)) % len(rows) for _ in range(2)
+    )
+    kind = torch.rand(count, generator=generator)
+    true = kind < 0.5
+    asked = torch.where(true, positive, torch.where(kind < 0.75, negative, other))
 
     def image(classes: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
         place = (torch.rand(count, generator=generator) * sizes[classes]).long()
@@ -92,5 +97,5 @@ def _episodes(rows: list[Tensor], count: int, generator: torch.Generator) -> tup
 
     shown, place_p = image(positive)
     rival, place_n = image(negative)
-    query, _ = image(torch.where(true, positive, negative), torch.where(true, place_p, place_n))
+    query, _ = image(asked, torch.where(true, place_p, torch.where(asked == negative, place_n, -1)))
     return torch.stack([query, shown, rival], 1), true.float()
