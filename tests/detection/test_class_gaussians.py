@@ -56,13 +56,14 @@ def test_gmm_is_that_of_scipy(count, spread):
         np.testing.assert_allclose(detector.score(queries), expected, rtol=2e-3, atol=2e-2)
 
 
-@pytest.mark.parametrize(("glance", "block"), [(1, 7), (8, 4096), (40, 16)])
-def test_ruling_classes_out_does_not_change_the_sum(glance, block, monkeypatch):
+@pytest.mark.parametrize(("glance", "look", "block"), [(1, 4, 7), (8, 20, 4096), (8, 80, 4096), (40, 40, 16)])
+def test_ruling_classes_out_does_not_change_the_sum(glance, look, block, monkeypatch):
     train, queries = classes_of_many_shapes(), classes_of_many_shapes(50, seed=1, spread=2.0)
     detector = detectors.build("gmm").fit(train)
     centred = queries.features - detector.centre
     every = torch.stack([detector._log_density(centred, number) for number in range(6)], 1).logsumexp(1)
     monkeypatch.setattr(class_gaussians, "GLANCE", glance)
+    monkeypatch.setattr(class_gaussians, "LOOK", look)
     monkeypatch.setattr(class_gaussians, "BLOCK", block)
     assert torch.allclose(detector.score(queries), every, rtol=1e-5, atol=1e-4)
 
@@ -71,12 +72,25 @@ def test_most_classes_are_ruled_out(monkeypatch):
     train, queries = classes_of_many_shapes(1200, classes=12), classes_of_many_shapes(60, classes=12, seed=1)
     detector = detectors.build("gmm").fit(train)
     whitened = []
-    full = detector._log_density
+    full = detector._log_density_above
     monkeypatch.setattr(
-        detector, "_log_density", lambda x, number: whitened.append(len(x)) or full(x, number)
+        detector, "_log_density_above", lambda floor, x, c: whitened.append(len(x)) or full(floor, x, c)
     )
     detector.score(queries)
     assert len(queries) <= sum(whitened) < 3 * len(queries)  # of 12
+
+
+def test_a_look_that_shows_enough_ends_there(monkeypatch):
+    monkeypatch.setattr(class_gaussians, "LOOK", 20)
+    train, queries = classes_of_many_shapes(), classes_of_many_shapes(50, seed=1)
+    detector = detectors.build("gmm").fit(train)
+    centred = queries.features - detector.centre
+    every = detector._log_density(centred, 0)
+    floor = every.median().expand(50)
+    found = detector._log_density_above(floor, centred, 0)
+    above = every > floor
+    assert torch.allclose(found[above], every[above], rtol=1e-5, atol=1e-4)
+    assert found[~above].isneginf().any() and (found[~above] <= floor[~above]).all()
 
 
 def test_far_inputs_are_less_familiar(train, familiar, far):
