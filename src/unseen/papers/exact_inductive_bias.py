@@ -203,7 +203,8 @@ class ExactInductiveBias(Reproduction):
             label="digits, loss 0.05",
             color="#0072b2",
         )
-        middle.set(xlabel="training digits", ylabel="nats that a Gaussian process lacks", xscale="log")
+        middle.set(xlabel="training digits", ylabel="nats that a Gaussian process lacks")
+        middle.set_xticks(SIZES)
         names = ("GP", "MLP", "CNN", "MLP" + PERMUTED, "CNN" + PERMUTED)
         for name, colour in zip(names, ("#000000", "#d55e00", "#0072b2", "#e69f00", "#56b4e9"), strict=True):
             _line(right, means, name, {t: f"nats at {t}" for t in TARGETS}, label=name, color=colour)
