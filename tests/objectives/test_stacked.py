@@ -21,7 +21,10 @@ REMEMBERING = {"mesa", "pretrained-kl", "r3f", "trpo"}
 
 STAGED = {name for name in objectives.names() if has_stages(objectives.build(name))}
 OUTLIERS = {name for name in objectives.names() if objectives.build(name).needs_outliers}
-ALONE = sorted(REMEMBERING | STAGED | OUTLIERS | {"npos"})
+NOT_VECTORISED = {"npos", "palm", "compact-dispersed"}
+"""They decide by the data: what is queued, whether features are of length one."""
+
+ALONE = sorted(REMEMBERING | STAGED | OUTLIERS | NOT_VECTORISED)
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -180,7 +180,7 @@ class TestErrors:
 
     def test_a_window_longer_than_the_training(self, clip, data):
         with pytest.raises(InputError, match="window"):
-            PromptTuner(clip, KNOWN, teacher=LocalMeanTeacher(every=1), epochs=5).fit(*data)
+            PromptTuner(clip, KNOWN, teacher=LocalMeanTeacher((3, 9), every=1), epochs=5).fit(*data)
 
     @pytest.mark.parametrize(
         ("change", "subject"),
