@@ -212,7 +212,7 @@ class Levi(Reproduction):
         cells = {"digits": "OOD-1"} | {cell: _metric(cell, "OOD-1") for cell in (RANDOM, STRONG, TEXT)}
         _dots(right, table, list(FEW), cells)
         left.set(xlabel="accuracy on digits, mean and 95 % interval over seeds")
-        right.set(xlabel="accuracy with both cues random (OOD-1), by cell")
+        right.set(xlabel="OOD-1 accuracy by cell")
         return figure
 
 

@@ -175,9 +175,7 @@ class MachineVisionTherapy(Reproduction):
             found = [mean_interval(chosen.value[chosen.condition == name]) for name in present]
             mean, low, high = np.array([(i.estimate, i.low, i.high) for i in found]).T
             places = rows[[names.index(name) for name in present]] + offset
-            label = {"labels": "labels", "held out": "the model that learnt from them, held-out images"}[
-                metric
-            ]
+            label = {"labels": "labels", "held out": "the model after learning them"}[metric]
             axes.errorbar(
                 mean, places, xerr=[mean - low, high - mean], fmt="o", color=colour, label=label, ms=5
             )
