@@ -48,22 +48,20 @@ class StackedExamples:
         first_rows = dict(zip(map(id, distinct), _starts([len(shift) for shift in shifts]), strict=True))
         self._offset = torch.tensor([first_rows[id(one)] for one in data])
         self._first_row = first_rows
-        self._samplers = [
-            one.sampler(per_domain, derive_seed(seed, 0)) for one, seed in zip(data, seeds, strict=True)
-        ]
+        pairs = [(id(one), seed) for one, seed in zip(data, seeds, strict=True)]
+        first_with, self._sampler = _grouped(pairs)
+        self._samplers = [data[i].sampler(per_domain, derive_seed(seeds[i], 0)) for i in first_with]
         self.domains = len(data[0].split.train_domains)
         self._domain = torch.arange(self.domains, device=device).repeat_interleave(per_domain)
         self._change = self._change_of(type(objectives[0]))
         settings = [tuple(numbers(objective).items()) for objective in objectives]
-        keys = list(zip(seeds, settings, strict=True))  # streams with an equal key draw the same
-        distinct_keys = list(dict.fromkeys(keys))
-        self._drawers = [keys.index(key) for key in distinct_keys]
-        self._drawer = [distinct_keys.index(key) for key in keys]
+        self._drawers, self._drawer = _grouped(list(zip(seeds, settings, strict=True)))
 
     def batches(self, steps: int) -> Iterator[StackedBatch]:
         for first in range(0, steps, STEPS_AHEAD):
             ahead = min(STEPS_AHEAD, steps - first)
-            ids = torch.stack([rows_ahead(sampler, first, ahead) for sampler in self._samplers], 1)
+            drawn = [rows_ahead(sampler, first, ahead) for sampler in self._samplers]
+            ids = torch.stack(drawn, 1)[:, self._sampler]
             rows = (ids + self._offset.view(1, -1, 1)).to(self.device)
             labels = self._y[rows]
             groups = None if self._group is None else self._group[rows]
@@ -126,6 +124,13 @@ def rows_ahead(sampler: DomainSampler, first: int, steps: int) -> Tensor:
         skipped = start - epochs[0] * len(pool)
         domains.append(order[skipped : skipped + stop - start].view(steps, sampler.per_domain))
     return torch.cat(domains, 1)
+
+
+def _grouped(keys: list[Any]) -> tuple[list[int], list[int]]:
+    """Streams with an equal key draw the same: the first stream of each group, and each stream's group."""
+    number: dict[Any, int] = {}
+    group = [number.setdefault(key, len(number)) for key in keys]
+    return [group.index(index) for index in range(len(number))], group
 
 
 def _to(stored: Any, device: torch.device | str) -> Any:
