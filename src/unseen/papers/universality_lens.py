@@ -231,8 +231,9 @@ class UniversalityLens(Reproduction):
                    "deep ensemble": "#000000"}  # fmt: skip
         for name, colour in colours.items():
             losses = {w: means.get((f"{name}, width {w}", "log loss"), math.nan) for w in WIDTHS}
-            right.plot(list(losses), list(losses.values()), "o-", color=colour, label=name)
-        right.set(xscale="log", xlabel="hidden units", ylabel="test log loss on digits, nats")
+            right.plot(list(losses.values()), "o-", color=colour, label=name)
+        right.set_xticks(range(len(WIDTHS)), WIDTHS)
+        right.set(xlabel="hidden units", ylabel="test log loss on digits, nats")
         for axes in (left, right):
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
