@@ -203,6 +203,10 @@ def test_a_model_of_transformers_with_padding():
         monitor = GeneralizationMonitor(tokens, padding_mask=mask)
         readings.append(monitor.measure(0, model))
     assert model.training
+    table = (
+        monitor.table()
+    )  # C has no meaning where all cosines are negative: the table tells, no warning does
+    assert table.meaningful[0] == pytest.approx(readings[1].meaningful.mean())
     np.testing.assert_allclose(readings[0].router_entropy, readings[1].router_entropy, atol=1e-6)
     np.testing.assert_allclose(readings[0].loss, readings[1].loss, atol=1e-5)
 

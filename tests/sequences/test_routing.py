@@ -160,10 +160,10 @@ def test_samples_without_a_positive_cosine_are_told():
     rows = torch.tensor([[[1.0, 0.0], [1.0, 0.1]], [[-1.0, 0.0], [-1.0, 0.1]]])
     with pytest.warns(UnseenWarning, match="2 of 2 samples"):
         found = pathway_smoothness(random_routing(2, 2, 2), rows)
-    assert bool((found.cosine < 0).all())
+    assert bool((found.cosine < 0).all()) and not bool(found.meaningful.any())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pathway_smoothness(random_routing(2, 2, 2), rows.abs())
+        assert bool(pathway_smoothness(random_routing(2, 2, 2), rows.abs()).meaningful.all())
 
 
 def test_entropy():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import BootstrapMethod, pearsonr, spearmanr
 from torch import Tensor
 
-from unseen.errors import InputError
+from unseen.errors import InputError, UnseenWarning
 from unseen.sequences.memorization import MemorizationTracker
 from unseen.sequences.pathways import pair_edits, pathways, sample_pairs
 from unseen.sequences.perplexity import next_token_losses
@@ -24,6 +25,7 @@ from unseen.studies.statistics import Interval, rank_correlation
 ALL = "all"
 """Name of all domains together. Pairs are within a domain there, too."""
 ROUTING_MONITORS = ("distance", "normalized_distance", "smoothness", "inconsistency", "router_entropy")
+COLUMNS = (*ROUTING_MONITORS, "meaningful", "loss")
 TRIVIAL_MONITORS = ("loss", "weight_norm", "step")
 """What any signal has to beat: nearly everything drifts with time and so correlates with what rises with time."""
 
@@ -38,6 +40,7 @@ class Reading(NamedTuple):
     normalized_distance: NDArray[np.float64]
     smoothness: NDArray[np.float64]
     inconsistency: NDArray[np.float64]
+    meaningful: NDArray[np.float64]
     router_entropy: NDArray[np.float64]
     loss: NDArray[np.float64]
     weight_norm: float
@@ -137,12 +140,15 @@ class GeneralizationMonitor:
         found = torch.cat(routing)
         paths = pathways(found, self.threshold)
         edits = pair_edits(paths, self.pairs)
-        smoothness = pathway_smoothness(found, recorder.router_weights.float().cpu())
+        with warnings.catch_warnings():  # a line a step would be too many: the table has a column for it
+            warnings.simplefilter("ignore", UnseenWarning)
+            smoothness = pathway_smoothness(found, recorder.router_weights.float().cpu())
         self.readings[step] = Reading(
             edits.distance,
             edits.distance / edits.longer,
             smoothness.cosine.double().numpy(),
             smoothness.inconsistency.double().numpy(),
+            smoothness.meaningful.double().numpy(),
             routing_entropy(found).double().numpy(),
             torch.cat(losses).double().numpy(),
             math.sqrt(sum(float(p.detach().float().square().sum()) for p in model.parameters())),
@@ -153,8 +159,9 @@ class GeneralizationMonitor:
         """A row a step and domain: means over the samples that count, `samples`, and the trivial monitors.
 
         Columns: step, domain, samples, distance and normalized_distance (of their pairs), smoothness (higher is
-        smoother), inconsistency (the paper's C, lower is smoother), router_entropy, loss, weight_norm. Rows where
-        no pair counts are left out. Before the last step, who is memorized is provisional.
+        smoother), inconsistency (the paper's C, lower is smoother), router_entropy, meaningful (share of samples
+        whose C says anything), loss, weight_norm. Rows where no pair counts are left out. Before the last step, who
+        is memorized is provisional.
         """
         if not self.readings:
             raise InputError("monitor", "has measured nothing", "Call it while the model trains.")
@@ -168,12 +175,10 @@ class GeneralizationMonitor:
                 if not both.any():
                     continue
                 row: dict[str, Any] = {"step": step, "domain": domain, "samples": int(counts.sum())}
-                for name in (*ROUTING_MONITORS, "loss"):
+                for name in COLUMNS:
                     row[name] = getattr(reading, name)[both if name.endswith("distance") else counts].mean()
                 rows.append(row | {"weight_norm": reading.weight_norm})
-        return pd.DataFrame(
-            rows, columns=["step", "domain", "samples", *ROUTING_MONITORS, "loss", "weight_norm"]
-        )
+        return pd.DataFrame(rows, columns=["step", "domain", "samples", *COLUMNS, "weight_norm"])
 
     def correlations(
         self, accuracy: Mapping[int, float], *, domain: str = ALL, after: int = 0, resamples: int = 2000

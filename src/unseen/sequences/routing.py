@@ -123,13 +123,15 @@ class Recording:
 
 
 class Smoothness(NamedTuple):
-    """How alike the experts of neighbouring layers are, two numbers a sample, each (N,) float32."""
+    """How alike the experts of neighbouring layers are, a number a sample, each (N,)."""
 
     cosine: Tensor
     """Mean cosine of neighbouring routing embeddings, in [-1, 1]: HIGHER is smoother."""
     inconsistency: Tensor
     """The paper's C = 1 - mean cosine / (largest cosine + 1e-8): LOWER is smoother. Its table lists a positive
     correlation of accuracy with the opposite, about 1 - C."""
+    meaningful: Tensor
+    """Whether the inconsistency says anything: some cosine of the sample is above 0."""
 
 
 def pathway_smoothness(routing: Any, router_weights: Any) -> Smoothness:
@@ -157,15 +159,15 @@ def pathway_smoothness(routing: Any, router_weights: Any) -> Smoothness:
     embeddings = torch.einsum("nlk,lkd->nld", routing, rows)
     cosines = F.cosine_similarity(embeddings[:, :-1], embeddings[:, 1:], dim=-1)
     mean, largest = cosines.mean(dim=1), cosines.amax(dim=1)
-    meaningless = int((largest <= 0).sum())
-    if meaningless:
+    meaningful = largest > 0
+    if not bool(meaningful.all()):
         warnings.warn(
-            f"{meaningless} of {len(routing)} samples have no positive cosine between layers: their inconsistency "
-            "is meaningless. Use the mean cosine.",
+            f"{int((~meaningful).sum())} of {len(routing)} samples have no positive cosine between layers: their "
+            "inconsistency is meaningless. Use the mean cosine.",
             UnseenWarning,
             stacklevel=2,
         )
-    return Smoothness(mean, 1 - mean / (largest + 1e-8))
+    return Smoothness(mean, 1 - mean / (largest + 1e-8), meaningful)
 
 
 def routing_entropy(routing: Any) -> Tensor:
