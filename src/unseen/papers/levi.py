@@ -51,7 +51,8 @@ class Levi(Reproduction):
         "alike (OOD-2). Task model 120-32-32, 200 steps of 32 by AdamW (1e-3; fine-tuned weights 3e-4), the least ID "
         "validation loss decides when. The paper's code is not public: taps, pooling and the mean of logits are a "
         "reading. The number of steps and the share of sentiment words in the text world were chosen on seeds that "
-        "are not judged (100, 101), by the accuracy of the small model alone and of the linear probe, not by LEVI's.",
+        "are not judged (100, 101), by the accuracy of the small model alone and of the linear probe; LEVI's was "
+        "printed beside them.",
         not_here="Large language and vision models, recommendation data, and the claim about cost at scale.",
         full="Image folders domain/class/image ($UNSEEN_IMAGES, default $UNSEEN_DATA/PACS), each domain left out in "
         "turn: `layerwise-ensemble` on a pretrained backbone ($UNSEEN_BACKBONE, default efficientnet-lite0) with "
