@@ -83,9 +83,9 @@ def test_familiar_inputs_are_kept_apart_too(world):
 
 
 def test_errors(world):
-    with pytest.raises(InputError, match="no options with a search range"):
+    with pytest.raises(InputError, match="has no options with a search range"):
         tune_detector("msp", **world)
-    with pytest.raises(InputError, match="draws are 0"):
+    with pytest.raises(InputError, match="draws: are 0"):
         tune_detector("relation", draws=0, **world)
-    with pytest.raises(InputError, match="no unfamiliar data"):
+    with pytest.raises(InputError, match="has no unfamiliar data"):
         tune_detector("relation", **{**world, "test": {}})

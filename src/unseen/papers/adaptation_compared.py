@@ -222,7 +222,8 @@ def _error(outcomes: pd.DataFrame) -> float:
 
 
 def _data(seed: int, each: int) -> tuple[Shift, Shift]:
-    """Digits and letters for training, and others: uint8 images (N, 1, 14, 14), `each` of each of 36 classes."""
+    """Digits and letters for training, and others: uint8 images (N, 1, 14, 14), `each` of each of
+    36 classes (of the letters, which are drawn at random, on average)."""
     generator = torch.Generator().manual_seed(derive_seed(seed, 1))
     images, labels = mnist()
     small = nn.functional.avg_pool2d(images.unsqueeze(1).float(), 2).round().to(torch.uint8)
