@@ -277,16 +277,18 @@ def draw_learner(learner: Learner, draw: int) -> Learner:
     """
     if draw == 0:
         return learner
-    changes: dict[str, Any] = {name: _draw(SEARCH[name], name, draw) for name in SEARCH}
+    changes: dict[str, Any] = {name: drawn_value(SEARCH[name], name, draw) for name in SEARCH}
     for name, registry in (("objective", objectives), ("update", updates), ("averaging", averaging)):
         spec = getattr(learner, name)
         if spec is not None and registry[spec.name].search:
-            drawn = {o: _draw(d, f"{spec.name}.{o}", draw) for o, d in registry[spec.name].search.items()}
+            drawn = {
+                o: drawn_value(d, f"{spec.name}.{o}", draw) for o, d in registry[spec.name].search.items()
+            }
             changes[name] = spec.with_options(**drawn)
     return learner.replace(**changes)
 
 
-def _draw(distribution: tuple[Any, ...], name: str, draw: int) -> Any:
+def drawn_value(distribution: tuple[Any, ...], name: str, draw: int) -> Any:
     kind, *arguments = distribution
     stream = random.Random(f"{name} {draw}")
     if kind == "choice":

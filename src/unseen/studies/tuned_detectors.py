@@ -16,7 +16,7 @@ from unseen.errors import InputError
 from unseen.networks import Bank, Network
 from unseen.registry import Spec, detectors
 from unseen.shifts.preprocessing import Preprocessing
-from unseen.studies.plan import _draw
+from unseen.studies.plan import drawn_value
 from unseen.studies.unfamiliar import row_hashes
 from unseen.training.data import network_outputs
 
@@ -108,7 +108,9 @@ def tune_detector(
 
 
 def _drawn(spec: Spec, ranges: Mapping[str, Any], draw: int) -> Spec:
-    return spec.with_options(**{name: _draw(ranges[name], f"{spec.name}.{name}", draw) for name in ranges})
+    return spec.with_options(
+        **{name: drawn_value(ranges[name], f"{spec.name}.{name}", draw) for name in ranges}
+    )
 
 
 def require_apart(used: Mapping[str, Any], judging: Mapping[str, Any]) -> None:
