@@ -13,7 +13,7 @@ pytest.importorskip("mlxtend")
 
 
 def measured(seed=0, agreement=1.0, **raised):
-    """Values of which a share is one quality a backbone, the same in all settings; `raised` lifts objectives or names."""
+    """Values of which a share is one quality a backbone, equal in all settings; `raised` lifts objectives or names."""
     generator = np.random.default_rng(seed)
     quality = {
         name: generator.normal() + raised.get(recipe.objective, raised.get(name, 0.0))
