@@ -105,7 +105,7 @@ class Learner:
                 raise InputError(
                     f"learner {text!r}",
                     f"names {spec.name!r}, which is a network",
-                    f"Give it as the network of another learner: network={str(spec)!r} (on the command line, --network).",
+                    f"Give it as the network of another learner: network={str(spec)!r}; on the command line --network.",
                 )
             if kind is None:
                 names = [name for registry in kinds.values() for name in registry.names()]
