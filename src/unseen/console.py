@@ -7,9 +7,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file that registers methods.")]
 
 
 def new_console(stderr: bool = False) -> Any:

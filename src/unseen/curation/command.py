@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unseen.console import Plugins
+
 
 def curate(
     data: Annotated[
@@ -37,9 +39,7 @@ def curate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of what is written; default curated/NAME.")
     ] = None,
-    plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", help="Python file that registers selectors.")
-    ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Choose what to train on: writes ids with scores, the reduced data set, and says what was kept."""
     from unseen.console import folder_name, load_plugins, new_console, saying, split_names, warnings_told

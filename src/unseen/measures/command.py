@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unseen.console import Plugins
+
 
 def measure(
     source: Annotated[
@@ -36,9 +38,7 @@ def measure(
         Path | None,
         typer.Option("--out", "-o", help="Folder of page and numbers; default runs/measure-NAME."),
     ] = None,
-    plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", help="Python file that registers methods.")
-    ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """How hard is it to generalize here, why is a model worse elsewhere, and what can be told at home."""
     from unseen.console import escaped, folder_name, load_plugins, new_console, saying, warnings_told

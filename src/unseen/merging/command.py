@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unseen.console import Plugins
+
 
 def merge(
     inputs: Annotated[
@@ -42,9 +44,7 @@ def merge(
     ] = None,
     shard_size: Annotated[str, typer.Option(help="Largest file of the result: 5GB, 500MB.")] = "5GB",
     seed: Annotated[int, typer.Option(help="Seed of methods that draw (DARE, DELLA).")] = 0,
-    plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", help="Python file that registers methods.")
-    ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Merge checkpoints tensor by tensor, in little memory; or extract a LoRA. Goes on where it was stopped."""
     from unseen.console import load_plugins, new_console, resumable, saying, warnings_told

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from unseen.console import Plugins
+
 
 def watch(
     model: Annotated[Path, typer.Argument(help="Model folder that `unseen run` wrote.")],
@@ -30,9 +32,7 @@ def watch(
     ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave images that cannot be decoded out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the permutations.")] = 0,
-    plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", help="Python file that registers methods.")
-    ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Familiarity, drift, estimated accuracy and alarms for what arrives, chunk by chunk, without labels."""
     from unseen.console import escaped, load_plugins, new_console, saying, warnings_told
