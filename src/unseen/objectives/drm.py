@@ -82,7 +82,7 @@ def _check_base(base: Objective, name: str) -> None:
     """Raise `InputError` for a base that needs more than features, labels and a head."""
     changed = [
         hook
-        for hook in ("make_network", "prepare", "begin", "finish")
+        for hook in ("make_network", "prepare", "draw", "change", "begin", "finish")
         if getattr(type(base), hook) is not getattr(Objective, hook)
     ]
     if changed or base.needs_unlabelled:
