@@ -57,10 +57,11 @@ class MoEPathways(Reproduction):
         "AdamW 1.5e-3 with weight decay 1, full batch, 2,000 steps, a checkpoint every 80. 80 % of the unordered "
         "pairs are for training (at 70 % most runs generalize after more steps than are affordable here), both "
         "orders of a pair on the same side. Control: weight decay 0, which memorizes only. A sample is memorized "
-        "while its loss is below 0.5 for the rest of training; checkpoints count from that at which 90 % of those "
-        "memorized in the end are. Length, share and initialization were chosen on seeds that are not judged, for "
-        "when they generalize; no pathway was looked at. Ten or twenty-five checkpoints of one run all drift: so the "
-        "step itself, weight norm, loss and router entropy are monitors, too.",
+        "while its loss is below 0.5 nats (not 0.05) for the rest of training; checkpoints count from that at which "
+        "90 % of those memorized in the end are. Share, length, this bound and initialization were chosen among some "
+        "ten set-ups on seeds that are not judged, for when they generalize; no pathway was looked at. Ten or "
+        "twenty-five checkpoints of one run all drift: so the step itself, weight norm, loss and router entropy are "
+        "monitors, too.",
         not_here="One-pass pretraining of a model of 7 billion parameters, benchmark suites after instruction tuning "
         "of each checkpoint, and the pairing of training and benchmark domains. Several tasks in one model and a "
         "much longer tail were not tried.",
