@@ -16,6 +16,7 @@ from unseen.testing.averaging import check_averaging
 from unseen.testing.contract import ContractError, ContractReport
 from unseen.testing.detectors import check_detector
 from unseen.testing.objectives import check_objective
+from unseen.testing.selectors import check_selector
 from unseen.testing.updates import check_update
 
 CHECKS: dict[str, Callable[..., ContractReport]] = {
@@ -24,6 +25,7 @@ CHECKS: dict[str, Callable[..., ContractReport]] = {
     "averaging": check_averaging,
     "detectors": check_detector,
     "adaptation": check_adaptation,
+    "selectors": check_selector,
 }
 """The check of each kind, under the names of `unseen.registry.REGISTRIES`; the tests run all of them."""
 
@@ -35,5 +37,6 @@ __all__ = [
     "check_averaging",
     "check_detector",
     "check_objective",
+    "check_selector",
     "check_update",
 ]
