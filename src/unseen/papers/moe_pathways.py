@@ -221,9 +221,7 @@ class MoEPathways(Reproduction):
         correlations.plot([], [], "o", color="#0072b2", label="over checkpoints")
         correlations.plot([], [], "x", color="#0072b2", label="step held fixed")
         correlations.axvline(0, color="#999999", linewidth=1)
-        correlations.set(
-            xlabel="Spearman's correlation with test accuracy, a mark a seed", xlim=(-1.05, 1.05)
-        )
+        correlations.set(xlabel="rank correlation with test accuracy, a mark a seed", xlim=(-1.05, 1.05))
         correlations.set_yticks(range(len(MONITORS)), MONITORS)
         correlations.invert_yaxis()
         correlations.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
