@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unseen.curation.base import evaluating
 from unseen.networks import Bank, Network
+from unseen.networks.modes import evaluating
 from unseen.registry import Spec, detectors
 from unseen.shifts.task_streams import Labelled
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from unseen.errors import InputError
 from unseen.networks.example_gradients import cross_entropy, token_cross_entropy
 from unseen.networks.gradient_methods import ExampleLoss
+from unseen.networks.modes import evaluating
 from unseen.shifts.batch import map_tensors
 from unseen.shifts.shift import count_rows
 
@@ -196,15 +195,3 @@ def per_example(
     found = torch.cat(parts)
     require_finite(found, what)
     return found
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: no dropout, and examples do not depend on each other."""
-    modes = {each: each.training for each in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for each, mode in modes.items():
-            each.training = mode

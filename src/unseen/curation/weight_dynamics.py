@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from unseen.curation.base import Pool, evaluating, per_example, require_finite
+from unseen.curation.base import Pool, per_example, require_finite
 from unseen.errors import InputError
 from unseen.networks.example_gradients import ExampleGradients, cross_entropy
 from unseen.networks.gradient_methods import ExampleLoss
+from unseen.networks.modes import evaluating
 from unseen.shifts.batch import map_tensors
 from unseen.shifts.sampling import derive_seed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from operator import itemgetter
@@ -23,6 +22,7 @@ from unseen.networks.gradient_methods import (
     linear_layers,
 )
 from unseen.networks.gradient_rows import Rows
+from unseen.networks.modes import evaluating
 from unseen.networks.random_projection import Kind, RandomProjection
 from unseen.shifts.batch import map_tensors
 
@@ -172,7 +172,8 @@ class ExampleGradients:
         device = next(self.module.parameters()).device
         x, y = (map_tensors(lambda t: t.to(device), tree) for tree in (x, y))
         losses = LossOfParameters(self.module, self.loss, self.names)
-        with _evaluating(self.module), torch.enable_grad():
+        _refuse_batch_statistics(self.module)
+        with evaluating(self.module), torch.enable_grad():
             if self.method == "linear" and self._layers:
                 rows, values = by_layers(losses, x, y, self._layers)
             else:
@@ -195,22 +196,13 @@ def unit_rows(rows: Tensor) -> Tensor:
     return rows / norms
 
 
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each module's own mode comes back."""
-    modes = {each: each.training for each in module.modules()}
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and on for m, on in modes.items()):
+def _refuse_batch_statistics(module: nn.Module) -> None:
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in module.modules()):
         raise InputError(
             "gradients of single examples",
             "are not defined with batch normalisation in training mode: each depends on the others",
             "Call module.eval() before, or take another normalisation.",
         )
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, on in modes.items():
-            each.training = on
 
 
 def _matching(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:

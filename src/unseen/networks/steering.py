@@ -6,7 +6,6 @@ is the mean gap over a unit: with a unit of one example an overconfident wrong h
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from unseen.networks.combining import (
 )
 from unseen.networks.domain_heads import DomainHeads
 from unseen.networks.hypotheses import Hypotheses
+from unseen.networks.modes import evaluating
 
 Gap = Callable[[Tensor, Tensor], Tensor]
 """A user's estimate: features (B, D) and logits (K, B, C) to gaps (K, B)."""
@@ -237,17 +237,6 @@ def predict_stream(
     stream = SteeringStream(network, steering)
     for x, groups in batches:
         yield stream.answer(x, groups)
-
-
-@contextlib.contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, inside the block."""
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)
 
 
 def _require_domain_heads(network: Hypotheses) -> DomainHeads:

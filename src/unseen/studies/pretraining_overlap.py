@@ -14,7 +14,6 @@ from sklearn.base import clone
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
-from unseen.curation.base import evaluating
 from unseen.detection.base import Detector, require_finite
 from unseen.detection.metrics import ood_metrics
 from unseen.errors import InputError
@@ -24,6 +23,7 @@ from unseen.measures.separability import Separability, linear_separability
 from unseen.networks import Bank
 from unseen.networks.feature_cache import encode_in_batches
 from unseen.networks.frozen import FrozenBackbone
+from unseen.networks.modes import evaluating
 from unseen.registry import detectors as registered
 
 Encoder = FrozenBackbone | Callable[[Any], Tensor]
