@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unseen.distillation.embedding_losses import (
+    CaptionContrast,
     ClassTextCE,
     CosineAlignment,
     CrossModelInfoNCE,
@@ -23,6 +24,7 @@ LOSSES = (
     CrossModelInfoNCE(symmetric=False),
     TopKTextKL(3),
     TopKTextKL(3, filter_misaligned=False),
+    CaptionContrast(),
 )
 N, C, D, T = 5, 6, 4, 0.07
 
@@ -85,6 +87,40 @@ def test_infonce_has_its_positives_on_the_diagonal(four):
     columns = -sum(log_softmax([cosine(s[j], v[i]) / T for j in range(N)])[i] for i in range(N)) / N
     assert math.isclose(float(CrossModelInfoNCE(T)(*four)[0]), (rows + columns) / 2, rel_tol=1e-4)
     assert math.isclose(float(CrossModelInfoNCE(T, symmetric=False)(*four)[0]), rows, rel_tol=1e-4)
+
+
+def test_captions_of_the_same_class_are_no_negatives(four):
+    s, captions, t, _ = four
+    y = torch.tensor([2, 0, 2, 5, 0])
+    values = []
+    for i in range(N):
+        rivals = [j for j in range(N) if j == i or y[j] != y[i]]
+        logs = log_softmax([cosine(s[i], captions[j]) / T for j in rivals])
+        values.append(-logs[rivals.index(i)])
+    total, parts = CaptionContrast(T)(s, captions, t, y)
+    assert math.isclose(float(total), sum(values) / N, rel_tol=1e-4)
+    nearest = [
+        max((j for j in range(N) if j == i or y[j] != y[i]), key=lambda j: cosine(s[i], captions[j]))
+        for i in range(N)
+    ]
+    assert float(parts["found"]) == pytest.approx(sum(j == i for i, j in enumerate(nearest)) / N)
+    shares = torch.nn.functional.one_hot(y, C).float()
+    assert torch.equal(CaptionContrast(T)(s, captions, t, shares)[0], total)
+
+
+def test_captions_of_different_classes_are_contrasted_as_images_are(four):
+    s, captions, t, _ = four
+    y = torch.arange(N)
+    one_way = CrossModelInfoNCE(T, symmetric=False)(s, captions, t, y)[0]
+    assert torch.allclose(CaptionContrast(T)(s, captions, t, y)[0], one_way)
+
+
+def test_a_batch_of_one_class_has_nothing_to_contrast_captions_with(four):
+    s, captions, t, _ = four
+    s = s.requires_grad_()
+    total, _ = CaptionContrast()(s, captions, t, torch.zeros(N, dtype=torch.int64))
+    total.backward()
+    assert total.item() == 0 and torch.equal(s.grad, torch.zeros_like(s))
 
 
 @pytest.mark.parametrize("filtered", [True, False])
@@ -154,13 +190,16 @@ def test_what_all_losses_refuse(loss, four):
             loss(*bad)
 
 
-def test_a_single_example_contrasts_with_nothing(four):
+@pytest.mark.parametrize("loss", [CrossModelInfoNCE(), CaptionContrast()])
+def test_a_single_example_contrasts_with_nothing(loss, four):
     s, v, t, y = four
     with pytest.raises(InputError, match="one example"):
-        CrossModelInfoNCE()(s[:1], v[:1], t, y[:1])
+        loss(s[:1], v[:1], t, y[:1])
 
 
-@pytest.mark.parametrize("kind", [ClassTextCE, CrossModelInfoNCE, lambda t: TopKTextKL(3, t)])
+@pytest.mark.parametrize(
+    "kind", [ClassTextCE, CrossModelInfoNCE, lambda t: TopKTextKL(3, t), CaptionContrast]
+)
 @pytest.mark.parametrize("temperature", [0, -1, float("nan")])
 def test_temperature_must_be_positive(kind, temperature):
     with pytest.raises(InputError, match="temperature"):

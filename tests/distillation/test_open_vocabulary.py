@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from unseen.distillation.embedding_losses import ClassTextCE, CrossModelInfoNCE, EmbeddingMSE, TopKTextKL
+from unseen.distillation.embedding_losses import (
+    CaptionContrast,
+    ClassTextCE,
+    CrossModelInfoNCE,
+    EmbeddingMSE,
+    TopKTextKL,
+)
 from unseen.distillation.open_vocabulary import (
     OpenVocabDistiller,
     Support,
@@ -66,6 +72,56 @@ def test_the_loss_is_the_weighted_sum_of_the_four(world, student):
     losses = (ClassTextCE(0.2), EmbeddingMSE(), CrossModelInfoNCE(0.2), TopKTextKL(3, 0.2))
     values = [float(loss(student(x), v, texts[:SEEN], y)[0].detach()) for loss in losses]
     assert math.isclose(logged, values[0] + 2 * values[1] + 0.5 * values[2] + 3 * values[3], rel_tol=1e-4)
+
+
+def test_captions_are_a_further_term_and_stay_paired_with_their_examples(world, student):
+    texts, draw = world
+    x, y, v = draw(16, (0, SEEN))
+    captions = unit(v + 0.1 * torch.randn(v.shape, generator=torch.Generator().manual_seed(2)))
+    way = OpenVocabDistiller(
+        student, v, texts[:SEEN], {"cls": 1, "caption": 2}, captions=captions, temperature=0.2,
+        **{**FAST, "steps": 1},
+    )  # fmt: skip
+    way.fit(TensorDataset(x, y))
+    logged = {r["metric"]: r["value"] for r in way.history_ if r["role"] == "train"}
+    cls = float(ClassTextCE(0.2)(student(x), v, texts[:SEEN], y)[0].detach())
+    caption = float(CaptionContrast(0.2)(student(x), captions, texts[:SEEN], y)[0].detach())
+    assert math.isclose(logged["loss/caption"], caption, rel_tol=1e-4)
+    assert math.isclose(logged["loss/total"], cls + 2 * caption, rel_tol=1e-4)
+
+
+def test_captions_alone_teach_classes_that_were_never_seen(world, student):
+    texts, draw = world
+    x, y, v = draw(300, (0, SEEN), noise=0.5)
+    way = OpenVocabDistiller(
+        student, torch.ones_like(v), texts[:SEEN], {"caption": 1}, captions=v,
+        **{**FAST, "steps": 150, "learning_rate": 0.02},
+    )  # fmt: skip
+    way.fit(TensorDataset(x, y))
+    new_x, new_y, _ = draw(200, (SEEN, SEEN + NEW))
+    assert (way.zero_shot(texts[SEEN:])(new_x).argmax(1) == new_y - SEEN).float().mean() > 0.9
+
+
+def test_the_teacher_reads_captions_that_are_texts(world, student):
+    texts, draw = world
+    x, y, v = draw(300, (0, SEEN))
+    read = []
+
+    class Encoder:
+        def encode_image(self, images):
+            return images
+
+        def encode_text(self, sentences):
+            read.append(len(sentences))
+            return v[[int(sentence.split()[-1]) for sentence in sentences]]
+
+    captions = [f"caption {i}" for i in range(300)]
+    given = {"losses": {"caption": 1}, **FAST}
+    one = OpenVocabDistiller(student, Teacher(Encoder()), texts[:SEEN], captions=captions, **given)
+    two = OpenVocabDistiller(student, Teacher(Encoder()), texts[:SEEN], captions=v, **given)
+    assert sum(read) == one.teacher.text_queries == 300 and max(read) < 300
+    made, expected = (way.fit(TensorDataset(x, y))(x) for way in (one, two))
+    assert torch.allclose(made, expected, atol=1e-3)
 
 
 def test_clean_features_and_augmented_views_stay_paired(world, student):
@@ -199,6 +255,12 @@ def test_consistency_of_a_few_points_by_hand():
         ({"temperature": 0}, "temperature"),
         ({"text_features": torch.ones(5, 3)}, "have 3 dimensions, not 8"),
         ({"text_features": torch.zeros(5, 8)}, "no direction"),
+        ({"losses": {"caption": 1}}, "captions: are missing"),
+        ({"captions": torch.ones(4, D)}, "no loss reads them"),
+        ({"losses": {"caption": 1}, "captions": torch.ones(4, 3)}, "have 3 dimensions, not 8"),
+        ({"losses": {"caption": 1}, "captions": torch.zeros(4, D)}, "no direction"),
+        ({"losses": {"caption": 1}, "captions": "a cat"}, "list with a text"),
+        ({"losses": {"caption": 1}, "captions": ["a cat"] * 4}, "cannot read new texts"),
     ],
 )
 def test_settings_that_make_no_sense(change, message, student):
@@ -216,6 +278,9 @@ def test_data_that_do_not_fit(world, student):
         OpenVocabDistiller(nn.Linear(D, 6), v, texts[:SEEN], **FAST).fit(TensorDataset(x, y))
     with pytest.raises(InputError, match="are 20, but the data have 10"):
         OpenVocabDistiller(student, v, texts[:SEEN], **FAST).fit(TensorDataset(x[:10], y[:10]))
+    with pytest.raises(InputError, match="captions: are 19, but the data have 20"):
+        way = OpenVocabDistiller(student, v, texts[:SEEN], {"caption": 1}, captions=v[:19], **FAST)
+        way.fit(TensorDataset(x, y))
     with pytest.raises(InputError, match="one example"):
         way = OpenVocabDistiller(student, v, texts[:SEEN], **{**FAST, "batch_size": 1})
         way.fit(TensorDataset(x, y))

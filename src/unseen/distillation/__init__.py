@@ -1,6 +1,7 @@
 """Distillation: a student learns what a teacher says and how it gets there, over outputs that have names."""
 
 from unseen.distillation.embedding_losses import (
+    CaptionContrast,
     ClassTextCE,
     CosineAlignment,
     CrossModelInfoNCE,
@@ -14,8 +15,10 @@ from unseen.distillation.multi_level import MultiLevelDistillation
 from unseen.distillation.named_outputs import named_outputs
 from unseen.distillation.open_vocabulary import (
     OpenVocabDistiller,
+    Support,
     few_shot_retrieval,
     space_consistency,
+    support_of,
     zero_shot,
 )
 from unseen.distillation.teachers import Teacher
@@ -23,12 +26,14 @@ from unseen.distillation.terms import Term, distil
 from unseen.distillation.vision_language import VLDistiller
 
 __all__ = [
+    "CaptionContrast",
     "ClassTextCE",
     "CosineAlignment",
     "CrossModelInfoNCE",
     "EmbeddingMSE",
     "MultiLevelDistillation",
     "OpenVocabDistiller",
+    "Support",
     "Teacher",
     "Term",
     "TopKTextKL",
@@ -40,5 +45,6 @@ __all__ = [
     "named_outputs",
     "nearest_layer",
     "space_consistency",
+    "support_of",
     "zero_shot",
 ]

@@ -109,10 +109,7 @@ class CrossModelInfoNCE:
         self, student: Tensor, teacher: Tensor, texts: Tensor, labels: Tensor
     ) -> tuple[Tensor, Diagnostics]:
         student, teacher, _ = prepared(student, teacher, texts, labels)
-        if len(student) < 2:
-            raise InputError(
-                "batch", "has one example, which nothing contrasts with", "Give at least two examples."
-            )
+        check_several(student)
         logits = student @ teacher.T / self.temperature
         own = torch.arange(len(student), device=student.device)
         total = cross_entropy(logits, own)
@@ -145,6 +142,31 @@ class TopKTextKL:
             return divergence.mean(), {"kept": torch.ones((), device=student.device)}
         kept = ((teacher @ texts.T).argmax(1) == _classes(labels)).float()
         return (divergence * kept).sum() / kept.sum().clamp(min=1), {"kept": kept.mean()}
+
+
+class CaptionContrast:
+    """Each student embedding finds its image's own caption among the batch's (L_cap).
+
+    The embeddings of the teacher that it takes are those of captions, one an image. Captions of other images of the
+    same class are no negatives: they are left out, so that a batch of one class gives 0. At least two examples.
+
+    temperature  > 0, divides the cosines; 1 is what the official code does
+
+    Li et al. 2023, arXiv 2307.03135, section 3.
+    """
+
+    def __init__(self, temperature: float = 0.07):
+        self.temperature = _checked(temperature)
+
+    def __call__(
+        self, student: Tensor, teacher: Tensor, texts: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Diagnostics]:
+        student, captions, _ = prepared(student, teacher, texts, labels)
+        check_several(student)
+        classes, own = _classes(labels), torch.arange(len(student), device=student.device)
+        others = (classes.unsqueeze(1) == classes) & (own.unsqueeze(1) != own)
+        logits = (student @ captions.T / self.temperature).masked_fill(others, -torch.inf)
+        return cross_entropy(logits, own), {"found": (logits.argmax(1) == own).float().mean()}
 
 
 def text_divergence(student: Tensor, teacher: Tensor, texts: Tensor, k: int, temperature: float) -> Tensor:
@@ -195,6 +217,14 @@ def check_labels(labels: Tensor, texts: int) -> None:
             "labels",
             f"go from {int(labels.min())} to {int(labels.max())}, but there are {texts} texts",
             f"Number classes from 0 to {texts - 1}, in the order of the texts.",
+        )
+
+
+def check_several(embeddings: Tensor) -> None:
+    """Raise `InputError` for fewer than two rows, which nothing contrasts with."""
+    if len(embeddings) < 2:
+        raise InputError(
+            "batch", "has one example, which nothing contrasts with", "Give at least two examples."
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unseen.distillation.cutmix import CutMix
-from unseen.distillation.embedding_losses import EmbeddingLoss
+from unseen.distillation.embedding_losses import CaptionContrast, EmbeddingLoss
 from unseen.distillation.environments import Environments
 from unseen.distillation.teachers import Teacher
 from unseen.networks import Network
@@ -31,6 +31,8 @@ class EmbeddingObjective(Objective):
     texts    (C, D)
     augment  what the student sees of an example; None: what the data give
     mix      after that; a teacher that caches does not know mixed images
+    captions (N, D) the teacher's embeddings of a caption for each example of `remember`, by ids: what
+             `CaptionContrast` reads
 
     The network's featurizer must give embeddings (B, D). The teacher is asked once a batch, in `prepare`: an update
     rule that evaluates a batch twice asks no more.
@@ -47,11 +49,15 @@ class EmbeddingObjective(Objective):
         *,
         augment: Augment | None = None,
         mix: CutMix | None = None,
+        captions: Tensor | None = None,
     ):
         super().__init__()
         self.terms, self._teacher, self.augment, self.mix = dict(terms), teacher, augment, mix
         self.register_buffer("texts", texts)
-        self.known = Table()
+        self.known, self.captions = Table(), None
+        if captions is not None:
+            self.captions = Table()
+            self.captions.fill(captions, texts.device)
 
     def remember(self, data: Environments) -> None:
         """Ask a teacher that caches about all examples, as the data give them; others are asked as they come."""
@@ -66,7 +72,10 @@ class EmbeddingObjective(Objective):
         if self.mix is not None:
             batch = self.mix.prepare(batch, len(self.texts), generator)
         teacher = self.known.of(batch) if self._teacher.cache else self._teacher.images(batch.x)
-        return replace(batch, x={"student": batch.x, "teacher": teacher.to(batch.y.device)})  # type: ignore[dict-item]
+        x = {"student": batch.x, "teacher": teacher.to(batch.y.device)}
+        if self.captions is not None:
+            x["captions"] = self.captions.of(batch)
+        return replace(batch, x=x)  # type: ignore[arg-type]
 
     def forward(self, model: Network, batch: Batch) -> Loss:
         assert isinstance(batch.x, dict)
@@ -74,7 +83,8 @@ class EmbeddingObjective(Objective):
         parts: dict[str, Tensor] = {}
         total = embeddings.new_zeros(())
         for name, (factor, loss) in self.terms.items():
-            value, diagnostics = loss(embeddings, batch.x["teacher"], self.texts, batch.y)
+            imitated = "captions" if isinstance(loss, CaptionContrast) else "teacher"
+            value, diagnostics = loss(embeddings, batch.x[imitated], self.texts, batch.y)
             total = total + factor * value
             parts[name] = value
             parts |= {f"{name}, {key}": found for key, found in diagnostics.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unseen.averaging import estimate_batch_statistics, has_batch_statistics
 from unseen.distillation.embedding_losses import (
+    CaptionContrast,
     ClassTextCE,
     CrossModelInfoNCE,
     EmbeddingLoss,
@@ -50,7 +51,9 @@ class OpenVocabDistiller:
                      of the data
     text_features    (C, D) of the classes learned from, in the order of the labels
     losses           name -> factor: "cls" (`ClassTextCE`), "mse" (`EmbeddingMSE`), "contrast" (`CrossModelInfoNCE`),
-                     "vlalign" (`TopKTextKL`)
+                     "vlalign" (`TopKTextKL`), "caption" (`CaptionContrast`)
+    captions         for "caption": a text for each example, in the order of the data, which the teacher reads, or
+                     their embeddings (N, D)
     k, temperature, filter_misaligned
                      of these losses, see there
     augment          (inputs, generator) -> inputs as the student sees them; the teacher is asked once about the
@@ -75,6 +78,7 @@ class OpenVocabDistiller:
         k: int = 256,
         temperature: float = 0.07,
         filter_misaligned: bool = True,
+        captions: Tensor | Sequence[str] | None = None,
         augment: Augment | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -91,6 +95,7 @@ class OpenVocabDistiller:
             "mse": EmbeddingMSE(),
             "contrast": CrossModelInfoNCE(temperature),
             "vlalign": TopKTextKL(k, temperature, filter_misaligned),
+            "caption": CaptionContrast(temperature),
         }
         for name in losses:
             if name not in known:
@@ -98,6 +103,13 @@ class OpenVocabDistiller:
         self.terms = {name: (float(factor), known[name]) for name, factor in losses.items() if factor}
         if not self.terms:
             raise InputError("losses", "have no term", f"Give factors of {', '.join(known)}.")
+        if (captions is None) != ("caption" not in losses):
+            raise InputError(
+                "captions",
+                "are missing" if captions is None else "are given, but no loss reads them",
+                'Give captions and a factor for "caption", or neither.',
+            )
+        self.captions = None if captions is None else _caption_embeddings(self.teacher, captions)
         self.learner = Learner(**{**DEFAULTS, **settings})
         self.learner.check()
 
@@ -110,12 +122,22 @@ class OpenVocabDistiller:
         """
         environments = Environments.of(data)
         environments.check_labels(len(self.texts))
+        if self.captions is not None and len(self.captions) != len(environments):
+            raise InputError(
+                "captions",
+                f"are {len(self.captions)}, but the data have {len(environments)} examples",
+                "Give one a row of the data, in their order.",
+            )
         student = copy.deepcopy(self.student if start is None else start).to(self.device)
         embedder = student if isinstance(student, Embedder) else Embedder(student)
         self._check_student(embedder, environments)
         network = text_classifier(embedder, self.texts.to(self.device), 1 / self.temperature)
         objective = EmbeddingObjective(
-            self.terms, self.teacher, self.texts.to(self.device), augment=self.augment
+            self.terms,
+            self.teacher,
+            self.texts.to(self.device),
+            augment=self.augment,
+            captions=self.captions,
         )
         objective.remember(environments)
         result = train_stage(
@@ -154,6 +176,17 @@ class OpenVocabDistiller:
                 f"has {found} dimensions, the teacher's space {self.texts.shape[1]}",
                 f"Make the last layer {self.texts.shape[1]} wide.",
             )
+
+
+def _caption_embeddings(teacher: Teacher, captions: Tensor | Sequence[str], size: int = 256) -> Tensor:
+    """(N, D) of captions as they are, `size` read at once, or of embeddings that are given."""
+    if isinstance(captions, Tensor):
+        check_embeddings("captions", captions, teacher.dimension)
+        return captions.detach().float()
+    if isinstance(captions, str) or not captions:
+        raise InputError("captions", f"are {captions!r}", "Give a list with a text for each example.")
+    parts = [captions[start : start + size] for start in range(0, len(captions), size)]
+    return torch.cat([teacher.texts(part) for part in parts])
 
 
 def zero_shot(student: nn.Module, texts: Tensor, temperature: float = 0.07) -> Network:
