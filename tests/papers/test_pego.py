@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from unseen.networks.low_rank import low_rank_updates, parameter_counts
-from unseen.papers import pego as module
-from unseen.papers.pego import METHODS, STYLES, WEIGHT, Pego, Protocol, judge, make_digits, pretrained, tune
+from unseen.papers import pego, pego_runs
+from unseen.papers.pego import Pego
+from unseen.papers.pego_runs import METHODS, STYLES, WEIGHT, Protocol, judge, make_digits, pretrained, tune
 from unseen.papers.styled_characters import BROAD, CHARACTERS, Style, corpus_batch, glyphs, styled
 from unseen.registry import Spec, papers
 
@@ -104,7 +105,7 @@ def test_pretraining_is_done_once(cache, monkeypatch):
     pretrained.cache_clear()
     first = pretrained(TINY).state_dict()
     (file,) = (cache / "pretrained").iterdir()
-    monkeypatch.setattr(module, "_pretrain", None)
+    monkeypatch.setattr(pego_runs, "_pretrain", None)
     pretrained.cache_clear()
     again = pretrained(TINY).state_dict()
     assert file.suffix == ".safetensors"
@@ -126,7 +127,7 @@ class TestTuning:
 
     def test_lora_and_groups_have_equally_many_parameters(self, digits):
         protocol = Protocol(**{**vars(TINY), "network": "transformer(width=64, depth=1, patch=7)"})
-        counts = {name: parameter_counts(module._start(METHODS[name], 0, protocol))[0] for name in METHODS}
+        counts = {name: parameter_counts(pego_runs._start(METHODS[name], 0, protocol))[0] for name in METHODS}
         assert counts["lora"] == counts["group"] == counts["pego"] == counts["shrunk"]
         assert counts["probe"] == 65 * 10 < counts["lora"] < counts["full"] == counts["scratch"]
 
@@ -141,7 +142,7 @@ class TestTuning:
 
     def test_the_kept_step_is_that_of_the_best_validation(self, digits):
         network, score = tune(METHODS["group"], digits, 0.01, 0, TINY)
-        assert module._score(network, *digits.validation) == pytest.approx(score, abs=1e-9)
+        assert pego_runs._score(network, *digits.validation) == pytest.approx(score, abs=1e-9)
 
     def test_decay_shrinks_the_updates(self, digits):
         sizes = []
@@ -176,13 +177,13 @@ class TestTuning:
 def table():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            module, "_digits", lambda seed, protocol: make_digits(images(), images(seed=1), seed, protocol)
+            pego_runs, "_digits", lambda seed, protocol: make_digits(images(), images(seed=1), seed, protocol)
         )
         rows = [
             (seed, *row)
             for seed in range(3)
             for name in METHODS
-            for row in module.tuned_digits(name, seed, TINY)
+            for row in pego_runs.tuned_digits(name, seed, TINY)
         ]
     return pd.DataFrame(rows, columns=["seed", "condition", "metric", "value"])
 
@@ -243,9 +244,9 @@ def test_the_papers_scale_tunes_a_transformers_backbone(tmp_path, monkeypatch):
                 Image.new("RGB", (32, 32), (shade + index,) * 3).save(folder / f"{index}.png")
     monkeypatch.setenv("UNSEEN_BACKBONE", f"transformers:{tmp_path / 'vit'}")
     monkeypatch.setenv("UNSEEN_IMAGES", str(tmp_path / "images"))
-    settings = module._full_settings
+    settings = pego._full_settings
     monkeypatch.setattr(
-        module,
+        pego,
         "_full_settings",
         lambda name: {**settings(name), "steps": 2, "batch_size": 4, "evaluations": 1},
     )
