@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from scipy.stats import spearmanr
 from torch import nn
 
 from unseen.networks import Bank
@@ -53,19 +50,3 @@ def familiar() -> Bank:
 @pytest.fixture
 def far() -> Bank:
     return make_outputs(seed=2, far=8.0)
-
-
-@pytest.fixture
-def peer():
-    """pytorch-ood's detectors: its scores are higher for unfamiliar inputs."""
-    return pytest.importorskip("pytorch_ood.detector", reason="pytorch-ood is not installed: no parity check")
-
-
-@pytest.fixture
-def assert_same_ranks() -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """Rank correlation 1 of our scores and the peer's negated ones, up to rounding of near ties."""
-
-    def check(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-        assert spearmanr(ours.numpy(), -theirs.detach().numpy()).statistic > 1 - 1e-5
-
-    return check

@@ -115,18 +115,3 @@ def test_the_head_is_needed(name, train):
     one = nn.Linear(12, 1)
     with pytest.raises(InputError, match="there is one class"):
         detectors.build("fdbd").fit(replace(train, head=one))
-
-
-def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
-    x, y, head = train.features, train.labels, train.head
-    for name, theirs in {
-        "she": peer.SHE(None, head),
-        "fdbd": peer.fDBD(None, head),
-        "nci(alpha=0)": peer.NCI(None, head),
-        "nci(alpha=0.01)": peer.NCI(None, head, alpha=0.01),
-        "nnguide": peer.NNGuide(None, head),
-    }.items():
-        ours = detectors.build(name).fit(train).score(familiar)
-        scores = theirs.fit_features(x, y).predict_features(familiar.features).detach()
-        assert_same_ranks(ours, scores)
-        np.testing.assert_allclose(ours, -scores, rtol=1e-4, atol=1e-4)

@@ -106,20 +106,3 @@ def test_the_head_is_needed(name, train):
         detectors.build(name).fit(replace(train, head=None)).score(replace(train, head=None))
     with pytest.raises(InputError, match="are empty"):
         detectors.build(name).fit(train.take(torch.arange(0)))
-
-
-def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
-    x, y, head = train.features, train.labels, train.head
-    scores = peer.PNML(None, head).fit_features(x, y).predict_features(familiar.features)
-    ours = detectors.build("pnml(shrinkage=1e-12)").fit(train).score(familiar)
-    assert_same_ranks(ours, scores)
-    np.testing.assert_allclose(ours, -scores * math.log(4), rtol=1e-2, atol=1e-6)  # it divides by log C
-
-    theirs = peer.DICE(None, head.weight, head.bias, p=0.7)
-    scores = theirs.fit_features(x, y).predict_features(familiar.features)
-    ours = detectors.build("dice(sparsity=0.7)").fit(train).score(familiar)
-    np.testing.assert_allclose(ours, -scores, rtol=1e-4, atol=1e-4)
-
-    theirs = peer.GradNorm(head, param_filter=lambda name: name == "weight")
-    ours = detectors.build("gradnorm").score(familiar)
-    np.testing.assert_allclose(ours, -theirs.predict(familiar.features), rtol=1e-4)

@@ -115,23 +115,3 @@ def test_the_head_is_needed(train, familiar):
 def test_a_shaping_of_ones_own_defines_shape(train):
     with pytest.raises(TypeError, match="must define shape"):
         Shaped().score(train)
-
-
-def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
-    def head(maps):
-        return train.head(maps.flatten(1))
-
-    maps = [bank.features[:, :, None, None] for bank in (train, familiar)]
-    theirs = {
-        "react": peer.ReAct(None, head).fit_feature_maps(maps[0], train.labels),
-        "ash": peer.ASH(None, head, "ash-s"),
-        "ash(variant='p')": peer.ASH(None, head, "ash-p"),
-        "ash(variant='b')": peer.ASH(None, head, "ash-b"),
-        "scale": peer.SCALE(None, head, percentile=0.85),
-    }  # its VRA clips each feature at quantiles of its own
-    for spec, other in theirs.items():
-        ours = detectors.build(spec).fit(train).score(familiar)
-        shape = other.ash(maps[1], 0.65) if spec.startswith("ash") else None
-        scores = other.detector(head(shape)) if shape is not None else other.predict_feature_maps(maps[1])
-        assert_same_ranks(ours, scores.detach())
-        np.testing.assert_allclose(ours, -scores.detach(), rtol=1e-4, atol=1e-4)

@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from unseen.errors import InputError
 from unseen.measures.calibration import fit_temperature
@@ -116,26 +115,3 @@ def test_uncertain_inputs_are_less_familiar(name, train, familiar):
     detector = detectors.build(name).fit(train)
     known, unknown = detector.score(familiar), detector.score(uncertain)
     assert (known[:, None] > unknown).float().mean() > 0.9
-
-
-def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
-    logits = familiar.logits
-    theirs = peer.TemperatureScaling(None).fit_logits(train.logits, train.labels)
-    ours = detectors.build("temperature-scaling").fit(train)
-    loss = [nn.functional.cross_entropy(train.logits / t, train.labels) for t in (ours.temperature, theirs.t)]
-    assert loss[0] <= loss[1]  # its 50 small steps end before the best temperature
-    ours.keep(temperature=theirs.t)
-    scores = theirs.predict_logits(logits).detach()
-    np.testing.assert_allclose(ours.score(familiar), -scores, rtol=1e-5)
-
-    ours = detectors.build("entropy").score(familiar)
-    np.testing.assert_allclose(ours, -peer.Entropy(None).predict_logits(logits), atol=1e-5)
-
-    soft = replace(familiar, logits=logits / 4)  # it clamps probabilities at 1e-7
-    theirs = peer.GEN(None).predict_logits(soft.logits)  # a mean where the paper has a sum
-    np.testing.assert_allclose(detectors.build("gen").score(soft), -theirs * logits.shape[1], rtol=1e-4)
-
-    ours = detectors.build("kl-matching").fit(train).score(familiar)
-    theirs = peer.KLMatching(None).fit_logits(train.logits, train.labels).predict_logits(logits)
-    assert_same_ranks(ours, theirs)
-    np.testing.assert_allclose(ours, -theirs, rtol=1e-3, atol=1e-5)

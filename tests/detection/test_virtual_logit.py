@@ -76,12 +76,3 @@ def test_features_of_few_dimensions_and_negative_logits_keep_the_order(train, fa
     detector = detectors.build("vim").fit(train)
     assert torch.isfinite(detector.score(familiar)).all()
     assert detector.score(familiar).min() > detector.score(far).max()
-
-
-def test_parity_with_pytorch_ood(peer, assert_same_ranks, train, familiar):
-    for kept in (4, 8):
-        theirs = peer.ViM(None, kept, train.head.weight, train.head.bias)
-        theirs = theirs.fit_features(train.features, train.labels).predict_features(familiar.features)
-        ours = detectors.build(f"vim(dimensions={kept})").fit(train).score(familiar)
-        assert_same_ranks(ours, theirs)
-        np.testing.assert_allclose(ours, -theirs, rtol=1e-3, atol=1e-3)
