@@ -60,6 +60,20 @@ CASES = {
         for normalize in (True, False)
     },
 }  # fmt: skip
+DRAWN = {
+    f"{name}{', rescaled' if rescale else ''}{', normalized' if normalize else ''}": (
+        name, {**options, "normalize": normalize, "rescale": "l1" if rescale else "none", "scaling": 0.7},
+        {"int8_mask": False, "normalize": normalize, "rescale": rescale, "lambda": 0.7}, options, True,
+    )
+    for name, options in {
+        "dare_linear": GTA,
+        "dare_ties": GTA,
+        "della": {**GTA, "epsilon": [0.1, 0.2, 0.05]},
+        "della_linear": {**GTA, "epsilon": [0.1, 0.2, 0.05]},
+    }.items()
+    for rescale in (True, False)
+    for normalize in (True, False)
+}  # fmt: skip
 PAIRS = {"slerp": 1, "nearswap": 1, "arcee_fusion": 1, "nuslerp": 2, "passthrough": 1}
 
 
@@ -70,23 +84,53 @@ def tensors():
     return base, [base + 0.2 * torch.randn(11, 7, generator=generator) for _ in range(3)]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_methods_equal_mergekit_to_rounding(case, tensors):
-    theirs = pytest.importorskip("mergekit.merge_methods", reason="mergekit is not installed (extra `peers`)")
-    name, options, shared, own, with_base = CASES[case]
+@pytest.fixture
+def methods():
+    return pytest.importorskip("mergekit.merge_methods", reason="mergekit is not installed (extra `peers`)")
+
+
+def test_every_method_of_mergekit_is_compared(methods):
+    registry = pytest.importorskip("mergekit.merge_methods.registry")
+    compared = {name for name, *_ in (*CASES.values(), *DRAWN.values())}
+    assert {method.spec.name for method in registry.registered_methods()} == compared
+
+
+def both(methods, case, tensors, **draws):
+    """What mergekit and what we make of the same tensors."""
+    name, options, shared, own, with_base = case
     base, models = tensors
     models = models[: PAIRS.get(name, 3)]
     inputs = dict(enumerate(models)) | ({"base": base} if with_base else {})
     each = {key: dict(enumerate(column)) for key, column in own.items()}
-    expected = theirs.merge_tensors(
+    expected = methods.merge_tensors(
         [tensor.clone() for tensor in inputs.values()],
         name,
         parameters={**shared, **each},
         ids=list(inputs),
         base_index=len(models) if with_base else None,
     )
-    ours = Method.of(name, **options)(models, **({"base": base} if with_base else {}))
+    ours = Method.of(name, **options)(models, **({"base": base} if with_base else {}), **draws)
+    return expected, ours
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_methods_equal_mergekit_to_rounding(case, methods, tensors):
+    expected, ours = both(methods, CASES[case], tensors)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_methods_that_draw_equal_mergekit_where_the_same_is_drawn(case, methods, tensors, monkeypatch):
+    theirs = torch.Generator().manual_seed(5)
+
+    def draw(probability):
+        return (torch.rand(probability.shape, generator=theirs) < probability).to(probability.dtype)
+
+    monkeypatch.setattr(torch, "bernoulli", draw)
+    expected, ours = both(methods, DRAWN[case], tensors, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    base, _ = tensors
+    assert not torch.allclose(ours, base)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.5, 0.3, 0.2)])
