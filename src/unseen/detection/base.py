@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, ClassVar, Self
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from unseen.errors import InputError
 from unseen.networks import Bank, Network
+from unseen.networks.bank import BLOCK
 
 
 class Detector(nn.Module):
@@ -19,9 +21,15 @@ class Detector(nn.Module):
     (in-distribution training outputs; returns self) and `score(bank)` (N float32, higher = more familiar).
     A score that reads `bank.logits` or `bank.head` sets `needs_logits`: features alone are not enough for it.
     One that needs more than features and logits defines `observe`. `unseen.testing.check_detector` checks all this.
+    Large banks are scored block by block, so that of a memory-mapped one (`Bank.open`) little is in memory.
     """
 
     needs_logits: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "score" in vars(cls):
+            cls.score = _by_blocks(cls.score)  # type: ignore[assignment, method-assign]
 
     def observe(self, network: Network, inputs: Any, layers: dict[str, Tensor]) -> dict[str, Tensor]:
         """What to keep in `bank.layers` of a batch of B finished inputs, during the one pass over the data.
@@ -83,6 +91,18 @@ class Detector(nn.Module):
             raise InputError("bank", "holds the outputs of another network than the detector learnt", remedy)
 
 
+def _by_blocks(score: Callable[[Any, Bank], Tensor]) -> Callable[[Any, Bank], Tensor]:
+    """The same scores, of at most `BLOCK` examples at a time: an example's does not depend on the others."""
+
+    @wraps(score)
+    def whole(self: Any, bank: Bank) -> Tensor:
+        if torch.compiler.is_exporting() or len(bank) <= BLOCK:
+            return score(self, bank)
+        return torch.cat([score(self, part) for part in bank.blocks(BLOCK)])
+
+    return whole
+
+
 def _origin(bank: Bank) -> Tensor:
     """(3,) int64: size of the features, number of classes, hash of the network's weights or 0."""
     return torch.tensor([bank.features.shape[1], bank.logits.shape[1], bank.network_hash or 0])
@@ -95,7 +115,7 @@ def require_finite(features: Tensor, what: str) -> Tensor:
     """
     if torch.compiler.is_exporting():
         return features
-    bad = ~torch.isfinite(features).all(-1)
+    bad = torch.cat([~torch.isfinite(part).all(-1) for part in features.split(BLOCK)])
     if bad.any():
         raise InputError(
             what,

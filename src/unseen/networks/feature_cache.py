@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from filelock import FileLock
 from torch import Tensor
 
 from unseen.errors import InputError
+from unseen.networks.row_files import RowFile
 from unseen.shifts.shift import count_rows, take
 
 BATCH = 64
@@ -38,10 +40,15 @@ def cache_folder() -> Path:
 
 
 def content_hash(inputs: Any) -> str:
-    """Hash of raw inputs: a tensor, an array, a list of texts, or images with a `fingerprint`."""
+    """Hash of raw inputs: a tensor, array, data frame, list of texts, dict of these, or images with a `fingerprint`."""
     if hasattr(inputs, "fingerprint"):
         return str(inputs.fingerprint)
     digest = hashlib.sha256()
+    if isinstance(inputs, dict):
+        inputs = [f"{name} {content_hash(inputs[name])}" for name in sorted(inputs)]
+    elif isinstance(inputs, pd.DataFrame):
+        digest.update(repr([*inputs.columns, *inputs.dtypes]).encode())
+        inputs = pd.util.hash_pandas_object(inputs, index=False).to_numpy()
     if isinstance(inputs, (Tensor, np.ndarray)):
         array = np.ascontiguousarray(inputs)
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -129,29 +136,9 @@ def _complete(
     dtype: np.dtype,
     progress: Progress | None,
 ) -> None:
-    """Append to `part` (a .npy header, then whole rows) the rows that it lacks."""
-    with open(part, "ab+") as file:
-        start = _header_size(file, (count_rows(inputs), width), dtype)
-        row_bytes = width * dtype.itemsize
-        done = (file.seek(0, os.SEEK_END) - start) // row_bytes
-        file.truncate(start + done * row_bytes)  # a killed process may have left half a row
-        for features in encode_in_batches(encode, inputs, done, progress):
+    """Append to `part` the rows that it lacks."""
+    with RowFile(part, (count_rows(inputs), width), dtype) as file:
+        for features in encode_in_batches(encode, inputs, file.done, progress):
             if features.shape[1] != width:
                 raise InputError("features", f"have {features.shape[1]} columns", f"{width} were announced.")
-            file.write(features.numpy().astype(dtype).tobytes())
-            file.flush()
-        os.fsync(file.fileno())
-
-
-def _header_size(file: Any, shape: tuple[int, int], dtype: np.dtype) -> int:
-    """Bytes of the .npy header; written when `file` does not begin with a whole one."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    file.seek(0)
-    try:
-        np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
-    except ValueError:  # empty, or killed while the header was written
-        file.truncate(0)
-        np.lib.format.write_array_header_1_0(file, header)
-        file.flush()
-    return file.tell()
+            file.append(features)

@@ -56,14 +56,30 @@ class Predictor(nn.Module):
     def reference(self, reference: Reference | Path | None) -> None:
         self._reference = reference
 
-    def outputs(self, inputs: Any, observers: Sequence[Observer] = ()) -> Bank:
+    def outputs(
+        self,
+        inputs: Any,
+        observers: Sequence[Observer] = (),
+        *,
+        folder: str | Path | None = None,
+        dtype: str = "float32",
+    ) -> Bank:
         """Features and logits of raw inputs (an array, images, a data frame, texts, or a `Shift`).
 
         observers  detectors whose banks need more of the network; its own sense of the familiar is always one
+        folder     where they are kept, for sets that would fill the memory: written while the inputs pass the
+                   network, opened memory-mapped, and opened alone when asked for again
+        dtype      of features and logits in the folder, "float32" or "float16"; see `Bank.save`
+        Raises `InputError` for a folder that holds other inputs' or another model's outputs, or lacks what an
+        observer reads.
         """
         raw = inputs.inputs if isinstance(inputs, Shift) else inputs
         if self.familiarity is not None:
             observers = [*observers, self.familiarity.detector]
+        if folder is not None:
+            from unseen.training.kept_outputs import kept_outputs
+
+            return kept_outputs(self, inputs, folder, observers, dtype)
         stored = self.preprocessing.encode(raw)
         bank = network_outputs(self.network, self.preprocessing, stored, self.device, observers=observers)
         if isinstance(inputs, Shift):
