@@ -92,9 +92,23 @@ def test_what_the_base_has_goes_on_in_the_contract(base):
     """A penalty on features, and stages of its own."""
     report = check_objective(f"bonsai(base={base!r}, first=0.02, length=0.2)")
     assert "stages" in report.passed and "exact resume" in report.passed
-    objective = objectives.build(f"bonsai(base={base!r})")
-    for trait in ("needs_domains", "carries_weights", "needs_unlabelled"):
-        assert getattr(objective, trait) == getattr(objectives.build(base), trait)
+
+
+@pytest.mark.parametrize("base", ["coral", "supcon", "oe", "mixoe", "adrmx"])
+def test_it_needs_what_its_base_needs(base, data):
+    objective, own = objectives.build(f"bonsai(base={base!r})"), objectives.build(base)
+    for trait in ("needs_domains", "carries_weights", "needs_unlabelled", "needs_outliers", "several_views"):
+        assert getattr(objective, trait) == getattr(own, trait)
+
+
+def test_outliers_and_several_views_are_as_without_it(data):
+    short = {**SETTINGS, "steps": 4}
+    shift = data.split.shift.with_outliers(torch.full((40, 5), 9.0))
+    fit(Learner(objective="bonsai(base='oe')", **short), shift.split("turned"))
+    with pytest.raises(InputError, match="outliers"):
+        fit(Learner(objective="bonsai(base='oe')", **short), data.split)
+    with pytest.raises(InputError, match="makes several views"):
+        fit(Learner(objective="bonsai(base='supcon')", update="tram-x", **short), data.split)
 
 
 def test_a_first_round_that_knows_everything_is_said(data):

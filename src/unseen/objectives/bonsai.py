@@ -83,8 +83,14 @@ class Bonsai(Objective):
             "temperature": temperature,
         }
         RichFeatures(self._new_network, **self.options)  # refuses wrong settings before any training
-        self.needs_domains, self.needs_unlabelled = self.base.needs_domains, self.base.needs_unlabelled
-        self.carries_weights = self.base.carries_weights
+        for need in (
+            "needs_domains",
+            "needs_unlabelled",
+            "needs_outliers",
+            "several_views",
+            "carries_weights",
+        ):
+            setattr(self, need, getattr(self.base, need))
         self._build: Callable[[], Network] | None = None
 
     def _new_network(self) -> Network:
