@@ -38,9 +38,9 @@ def coral_distance(features: Tensor, side: Tensor, weight: Tensor | None = None)
     found = head_statistics(
         features, features, side, side, 2, order=["feature_mean"], weight=weight, pooled=False
     )
-    means = discrepancy(found.values["feature_mean"], found.present, coordinates="mean")
-    covariances, present = covariance_discrepancy(features, side, 2, weight)
-    return pairwise_factor(present) * (means + covariances / features.shape[1] ** 2)
+    means = discrepancy(found.values["feature_mean"], found.rows.share, coordinates="mean")
+    covariances = covariance_discrepancy(features, found.rows, weight)
+    return pairwise_factor(found.rows.present) * (means + covariances / features.shape[1] ** 2)
 
 
 @objectives.register(

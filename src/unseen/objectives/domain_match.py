@@ -28,27 +28,25 @@ Reference = Literal["mean", "pooled", "pairwise"]
 
 def discrepancy(
     values: Tensor,
-    present: Tensor,
+    share: Tensor,
     reference: Tensor | None = None,
     *,
     coordinates: Literal["sum", "mean"] = "sum",
 ) -> Tensor:
-    """Mean over present domains of |S_e - S|^2: a scalar, zero when fewer than two domains are present.
+    """Mean over present domains of |S_e - S|^2: a scalar, zero when S is the mean and one domain is present.
 
     values       (D, ...) a statistic of each domain
-    present      (D,) 1.0 or 0.0
+    share        (D,) 1 / (number of present domains), or 0 for a domain without examples
     reference    (...) S; None for the mean over the present domains
     coordinates  whether the squared norm sums or averages over the statistic's coordinates
     """
     if len(values) < 2:
         raise InputError("values", f"hold {len(values)} domain(s)", "Matching needs at least two domains.")
-    count = present.sum()
-    share = present / count.clamp(min=1)
     flat = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
     centre = share @ flat if reference is None else reference.flatten()
     squares = (flat - centre).square()
     distances = squares.sum(1) if coordinates == "sum" else squares.mean(1)
-    return distances @ (share * (count > 1))
+    return distances @ share
 
 
 def pairwise_factor(present: Tensor) -> Tensor:
@@ -264,7 +262,7 @@ class DomainMatch(Objective):
     def _add_moving_average(self, statistics: HeadStatistics, repeat: bool) -> None:
         variance, decay = statistics.values["gradient_variance"], self.moving_average
         if not repeat:
-            seen = statistics.present.view(-1, 1, 1) > 0
+            seen = statistics.rows.present.view(-1, 1, 1) > 0
             moved = torch.lerp(variance.detach().to(self.average.dtype), self.average, decay)
             self.average_before.copy_(self.average)
             self.average.copy_(torch.where(seen, moved, self.average))
@@ -276,7 +274,7 @@ class DomainMatch(Objective):
 
     def _discrepancy(self, name: str, statistics: HeadStatistics, features: Tensor, batch: Batch) -> Tensor:
         if name == "feature_covariance" and self.reference != "pooled":
-            value, _ = covariance_discrepancy(features, batch.domain, batch.domains, batch.weight)
+            value = covariance_discrepancy(features, statistics.rows, batch.weight)
             if self.coordinates == "mean":
                 value = value / features.shape[1] ** 2
         else:
@@ -284,6 +282,6 @@ class DomainMatch(Objective):
             if reference is not None and self.detach_reference:
                 reference = reference.detach()
             value = discrepancy(
-                statistics.values[name], statistics.present, reference, coordinates=self.coordinates
+                statistics.values[name], statistics.rows.share, reference, coordinates=self.coordinates
             )
-        return pairwise_factor(statistics.present) * value if self.reference == "pairwise" else value
+        return pairwise_factor(statistics.rows.present) * value if self.reference == "pairwise" else value

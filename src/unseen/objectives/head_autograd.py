@@ -91,5 +91,5 @@ def head_statistics_by_autograd(
             "Use operations that have second derivatives.",
         ) from error
     return HeadStatistics(
-        {name: found[name][:-1] for name in order}, {name: found[name][-1] for name in order}, rows.present
+        {name: found[name][:-1] for name in order}, {name: found[name][-1] for name in order}, rows
     )

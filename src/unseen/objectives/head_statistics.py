@@ -35,20 +35,19 @@ STATISTICS = (
 class HeadStatistics:
     """Statistics by name, of D domains and of the pooled risk (the mean of the risks of the present domains).
 
-    values   (D, ...) each; zero for a domain that has no example in the batch
-    pooled   (...) each; not always the mean over domains: H g of the pooled risk is (mean H)(mean g)
-    present  (D,) 1.0 or 0.0
+    values  (D, ...) each; zero for a domain that has no example in the batch
+    pooled  (...) each; not always the mean over domains: H g of the pooled risk is (mean H)(mean g)
+    rows    which examples and domains are there
     """
 
     values: dict[str, Tensor]
     pooled: dict[str, Tensor]
-    present: Tensor
+    rows: DomainRows
 
     def over_present(self, values: Tensor) -> Tensor:
         """Mean of (D, ...) over the domains that are present."""
-        share = self.present / self.present.sum().clamp(min=1)
         with torch.autocast(values.device.type, enabled=False):
-            return (share @ values.flatten(1 if values.dim() > 1 else 0)).view(values.shape[1:])
+            return (self.rows.share @ values.flatten(1 if values.dim() > 1 else 0)).view(values.shape[1:])
 
 
 def head_statistics(
@@ -122,9 +121,9 @@ def head_statistics(
             found["feature_covariance"] = _covariances(features, shares, means)
     found = {name: found[name] for name in order}
     if not pooled:
-        return HeadStatistics(found, {}, of_domains.present)
+        return HeadStatistics(found, {}, of_domains)
     values, of_all = ({n: v[part] for n, v in found.items()} for part in (slice(-1), -1))
-    return HeadStatistics(values, of_all, of_domains.present)
+    return HeadStatistics(values, of_all, of_domains)
 
 
 def hessian_products(
@@ -142,21 +141,18 @@ def hessian_products(
     return mean_products(rows, products - probabilities * products.sum(-1, keepdim=True), inputs)
 
 
-def covariance_discrepancy(
-    features: Tensor, domain: Tensor, domains: int, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean over present domains of |cov_e - mean cov|^2 (Frobenius), and `present` (D,).
+def covariance_discrepancy(features: Tensor, rows: DomainRows, weight: Tensor | None = None) -> Tensor:
+    """Mean over present domains of |cov_e - mean cov|^2 (Frobenius): a scalar.
 
     Equal to the discrepancy of `feature_covariance`. Where B < D F no F x F matrix is formed: <cov_i, cov_j> is a
     weighted sum of squares of the B x B Gram matrix of the centred features, which is cheaper then.
     """
     features = full_precision(features)
-    rows = DomainRows.of(domain, domains, features.dtype)
     shares = example_shares(rows.domains, weight)
-    if len(features) >= domains * features.shape[1]:
+    if len(features) >= len(shares) * features.shape[1]:
         covariances = _covariances(features, shares, shares @ features)
         apart = (covariances - torch.einsum("k,kfg->fg", rows.share, covariances)).square().sum((1, 2))
-        return apart @ rows.share, rows.present
+        return apart @ rows.share
     member = (shares > 0).to(features.dtype)
     # the means need no gradient: centred features of a domain sum to zero, which cancels it
     centred = features - member.T @ (shares @ features.detach())
@@ -164,7 +160,7 @@ def covariance_discrepancy(
     count = rows.present.sum().clamp(min=1)
     mean = scaled.sum(0) / count
     pairs = scaled.T @ scaled / count - mean.unsqueeze(1) * mean  # (B, B)
-    return (pairs * _SymmetricGram.apply(centred).square()).sum().clamp(min=0), rows.present
+    return (pairs * _SymmetricGram.apply(centred).square()).sum().clamp(min=0)
 
 
 def _covariances(features: Tensor, shares: Tensor, means: Tensor) -> Tensor:

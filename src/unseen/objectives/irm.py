@@ -18,7 +18,7 @@ def scale_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Derivative (D,) of each domain's risk in a factor on the logits, at 1, and `present` (D,)."""
     found = head_statistics(logits, logits, targets, domain, domains, order=["scale_gradient"], weight=weight)
-    return found.values["scale_gradient"], found.present
+    return found.values["scale_gradient"], found.rows.present
 
 
 def irm_penalty(

@@ -55,7 +55,7 @@ def adversarial_head(
             weight=weight,
             pooled=False,
         )
-        signs = extremes(statistics.values["loss"], statistics.present)
+        signs = extremes(statistics.values["loss"], statistics.rows.present)
         moved = found + rate * torch.einsum("k,kcf->cf", signs, statistics.values["gradient"]) - centre
         found = centre + moved * (radius / moved.norm().clamp(min=radius))
     return found

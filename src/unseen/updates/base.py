@@ -54,13 +54,12 @@ class UpdateRule:
         self._backward(loss.total)
         return loss
 
-    def gradient_norm(self, scales: list[Tensor] | None = None) -> Tensor:
-        """Euclidean norm of the whole gradient (times `scales`, if given): a scalar, or (R,) when stacked."""
+    def gradient_norm(self) -> Tensor:
+        """Euclidean norm of the whole gradient: a scalar, or (R,) when stacked."""
         norms = []
-        for index, parameter in enumerate(self.parameters):
+        for parameter in self.parameters:
             if parameter.grad is not None:
-                gradient = parameter.grad if scales is None else parameter.grad * scales[index]
-                flat = gradient.flatten(1) if self.stacked else gradient.flatten()
+                flat = parameter.grad.flatten(1) if self.stacked else parameter.grad.flatten()
                 norms.append(torch.linalg.vector_norm(flat, dim=-1))
         return torch.linalg.vector_norm(torch.stack(norms), dim=0) if norms else torch.zeros(())
 

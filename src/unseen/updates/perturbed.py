@@ -98,30 +98,42 @@ class PerturbedStep(TwoPassRule):
         """Turn the gradient at the perturbed parameters into the one to follow; `first` is that at w."""
 
     @torch.no_grad()
-    def scales(self) -> list[Tensor] | None:
-        """T of each parameter, None when it is one; made of the present parameters and gradients."""
+    def squared_metric(self) -> list[Tensor] | None:
+        """T^2 of each parameter, None when it is one; made of the present parameters and gradients."""
         if self.metric == "adaptive":
-            return [p.abs() + self.eta for p in self.parameters]
+            return [p.abs().add_(self.eta).square_() for p in self.parameters]
         if self.metric == "fisher":
-            still = torch.ones(())  # of a parameter without a gradient, which does not move
-            gradients = [p.grad for p in self.parameters]
-            return [still if g is None else (1 + self.eta * g.square()).rsqrt() for g in gradients]
+            one = torch.ones((), device=self.parameters[0].device)
+            gradients = [p.grad for p in self.parameters]  # without one a parameter does not move
+            return [
+                one if g is None else torch.addcmul(one, g, g, value=self.eta).reciprocal_()
+                for g in gradients
+            ]
         return None
 
     @torch.no_grad()
-    def ascend(self, radius: float | Tensor, scales: list[Tensor] | None = None) -> None:
-        """Move the parameters by radius T^2 g / |T g|, with g the present gradient."""
-        factor = radius / (self.gradient_norm(scales) + 1e-12)
-        for index, parameter in enumerate(self.parameters):
-            if parameter.grad is not None:
-                move = parameter.grad if scales is None else parameter.grad * scales[index].square()
+    def ascend(self, radius: float | Tensor, squares: list[Tensor] | None = None) -> None:
+        """Move the parameters by radius T^2 g / |T g|, with g the present gradient.
+
+        squares  T^2 of each parameter, which the products T^2 g replace in place; None when it is one
+        """
+        gradients = moves = self.gradients()
+        if squares is not None:
+            pairs = zip(gradients, squares, strict=True)
+            moves = [None if gradient is None else square.mul_(gradient) for gradient, square in pairs]
+        self.move(moves, radius / (self.inner_products(gradients, moves).sqrt() + 1e-12))
+
+    def move(self, moves: list[Tensor | None], factor: Tensor) -> None:
+        """Add factor * moves to the parameters."""
+        for parameter, move in zip(self.parameters, moves, strict=True):
+            if move is not None:
                 parameter.addcmul_(move, self.per_run(factor, parameter))
 
     def direction(self, loss_function: LossFunction, batch: Batch) -> Loss:
         loss = self.gradient(loss_function, batch)
         first = self.gradients()
         with self.parameters_restored():
-            self.ascend(self.radius(batch), self.scales())
+            self.ascend(self.radius(batch), self.squared_metric())
             self.perturbed_loss = self.gradient_again(loss_function, batch).total.detach()
         self.target(first)
         return loss
@@ -131,8 +143,10 @@ class PerturbedStep(TwoPassRule):
         products = []
         for a, b in zip(one, other, strict=True):
             if a is not None and b is not None:
-                product = a * b
-                products.append(product.flatten(1).sum(1) if self.stacked else product.sum())
+                if self.stacked:
+                    products.append((a * b).flatten(1).sum(1))
+                else:
+                    products.append(torch.dot(a.flatten(), b.flatten()))
         return torch.stack(products).sum(0) if products else torch.zeros(())
 
     @torch.no_grad()
@@ -142,5 +156,5 @@ class PerturbedStep(TwoPassRule):
         share = self.inner_products(vectors, present) / (self.inner_products(present, present) + 1e-24)
         for vector, gradient in zip(vectors, present, strict=True):
             if vector is not None and gradient is not None:
-                orthogonal = vector - self.per_run(share, gradient) * gradient
-                gradient.sub_(orthogonal, alpha=weight)
+                kept = 1 + weight * self.per_run(share, gradient)
+                gradient.mul_(kept).sub_(vector, alpha=weight)  # the part along g stays

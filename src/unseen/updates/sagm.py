@@ -25,12 +25,8 @@ class SAGM(PerturbedStep):
         super().__init__(rho)
         self.alpha = alpha
 
-    @torch.no_grad()
-    def ascend(self, radius: float | Tensor, scales: list[Tensor] | None = None) -> None:
-        super().ascend(radius, scales)
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.sub_(parameter.grad, alpha=self.alpha)
+    def move(self, moves: list[Tensor | None], factor: Tensor) -> None:
+        super().move(moves, factor - self.alpha)  # the moves are g, as the metric is Euclidean
 
     @torch.no_grad()
     def target(self, first: list[Tensor | None]) -> None:

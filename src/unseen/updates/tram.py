@@ -98,11 +98,9 @@ class TRAM(OutputAware):
     def _capped(self) -> Tensor:
         return (self.scale * self.divergence).clamp(self.min_radius, self.max_radius)
 
-    @torch.no_grad()
-    def ascend(self, radius: float | Tensor, scales: list[Tensor] | None = None) -> None:
-        squares = None if scales is None else [scale.square() for scale in scales]
-        self.length = radius * self.gradient_norm(squares) / (self.gradient_norm(scales) + 1e-12)
-        super().ascend(radius, scales)
+    def move(self, moves: list[Tensor | None], factor: Tensor) -> None:
+        self.length = factor * self.inner_products(moves, moves).sqrt()
+        super().move(moves, factor)
 
     def state_dict(self) -> dict[str, Any]:
         return {"region": self.region.state_dict()}
@@ -132,10 +130,10 @@ class TRAMFisher(OutputAware):
         first = self.gradients()
         with input_noise(self.network, batch, self.sigma, self.seed) as noised:
             self.gradient_again(loss_function, noised)
-        scales = self.scales()
+        squares = self.squared_metric()
         for parameter, gradient in zip(self.parameters, first, strict=True):
             parameter.grad = gradient
         with self.parameters_restored():
-            self.ascend(self.rho, scales)
+            self.ascend(self.rho, squares)
             self.gradient_again(loss_function, batch)
         return loss
