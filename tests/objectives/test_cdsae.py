@@ -114,8 +114,14 @@ def test_tables_from_learner_to_model_folder(tmp_path):
     with pytest.raises(InputError, match="lacks the column"):
         predictor.predict(frame.drop(columns="sex"))
     strange = predictor.preprocessing.encode(frame.assign(sex="x"))
-    with pytest.raises(InputError, match="training did not have"):
-        network.read_attribute(strange)
+    for refuses in (network.read_attribute, network.predict_proba):
+        with pytest.raises(InputError, match="training did not have"):
+            refuses(strange)
+    # a predictor takes it for neither of the known values
+    assert not network.featurizer.attribute(strange).any()
+    known = predictor.preprocessing.encode(frame)
+    assert torch.equal(network.featurizer.attribute(known).argmax(1), shift.group)
+    assert network.featurizer.attribute(known).sum(1).eq(1).all()
 
 
 def test_kinds_of_columns_may_be_said():

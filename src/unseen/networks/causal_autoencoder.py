@@ -69,10 +69,20 @@ class SemanticEncoder(nn.Module):
         return told
 
     def attribute(self, x: Tensor) -> Tensor:
-        """(B, A) one-hot attribute as the columns say it, zeros where it is not read."""
-        distance = ((x.flatten(1).unsqueeze(1) - self.holds).square() * self.hides).sum(-1)
-        chosen = nn.functional.one_hot(distance.argmin(1), self.attributes)
-        return chosen.to(x.dtype) * self.reads
+        """(B, A) one-hot attribute as the columns say it, zeros where it is not read.
+
+        Zeros, too, for what is farther from every known value than half the way between two of them: a category
+        that training did not have is not taken for one that it had.
+        """
+        least, chosen = self._squared_distances(x.flatten(1)).min(1)
+        apart = self._squared_distances(self.holds)
+        apart = apart.masked_fill(apart == 0, torch.inf).min()
+        known = (4 * least <= apart).unsqueeze(1)
+        return nn.functional.one_hot(chosen, self.attributes).to(x.dtype) * (self.reads & known)
+
+    def _squared_distances(self, rows: Tensor) -> Tensor:
+        """(B, A) of rows (B, D) from what each value of the attribute looks like."""
+        return ((rows.unsqueeze(1) - self.holds).square() * self.hides).sum(-1)
 
     def hidden(self, x: Tensor) -> Tensor:
         """(B, F) features of the inputs without the attribute."""
@@ -181,7 +191,12 @@ class CausalAutoencoder(Network):
 
     @torch.no_grad()
     def predict_proba(self, x: Tensor) -> Tensor:
-        """(B, C) probabilities of the classes."""
+        """(B, C) probabilities of the classes; raises InputError for an attribute that training did not have.
+
+        `forward`, which a predictor calls, reads such an attribute as unknown instead.
+        """
+        if bool(self.featurizer.reads):
+            self.read_attribute(x)
         return torch.softmax(self(x), 1)
 
     @torch.no_grad()

@@ -55,7 +55,8 @@ class CDSAE(Objective):
     dims, prior, width  of `CausalAutoencoder`
     noise_seed     draws are a function of it and of the training step
 
-    The paper's weights are not known. Discriminator and network take one joint step. Without a group there is
+    The paper's weights are not known. Discriminator and network take one joint step, all at one learning rate (LSSAE
+    trains environments at a tenth of it and also smooths them, which is left out here). Without a group there is
     nothing to be fair about: L_f and L_TC are left out, with an UnseenWarning.
     """
 
