@@ -205,7 +205,9 @@ def test_a_move_that_is_not_finite_is_told(problem):
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"base": "plain"}, "is not sharpness-aware"),
     ({"base": "udim"}, "is not sharpness-aware"),
+    ({"base": "sam(rho=0.0)"}, "has a radius of 0"),
     ({"rho_x": 0.0}, "not a positive length"),
+    ({"rho_x": float("nan")}, "not a positive length"),
     ({"norm_weight": -1.0}, "Give weights from 0"),
     ({"perturb": "colour"}, "Choose one of pixel, style"),
 ])  # fmt: skip
@@ -220,6 +222,24 @@ def test_a_head_that_is_not_linear_is_refused():
     system.network.head = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(InputError, match="UDIM has closed forms"):
         UDIM().bind(system, torch.optim.SGD(system.parameters(), lr=0.1))
+
+
+def test_batch_normalisation_of_a_single_example_is_refused():
+    system = nn.Module()
+    body = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    system.network = Network(body, 8, 2)
+    rule = UDIM(warmup_steps=0).bind(system, torch.optim.SGD(system.parameters(), lr=0.1))
+    one = Batch(
+        torch.rand(1, 1, 6, 6), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1
+    )
+
+    def loss(batch):
+        return Loss(nn.functional.cross_entropy(system.network(batch.x), batch.y))
+
+    with pytest.raises(InputError, match="batch: is of one example"):
+        rule.step(loss, one)
+    system.eval()
+    assert torch.isfinite(rule.step(loss, one).total)
 
 
 def test_parameters_that_only_the_objective_has_move_as_the_base_says(problem):

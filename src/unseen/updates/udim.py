@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -53,8 +54,8 @@ class UDIM(OutputAware):
     """Follow what `base` follows, plus the gradient of the head's inconsistency between x and perturbed x~.
 
     The inconsistency is `head_inconsistency`, variance_weight * its variance + norm_weight * its norm. x~ are the
-    inputs after gradient ascent on CE(x) + r |grad_w CE(x)|, r the radius of the base rule, for inputs that are
-    not only lossy but sharp. Nothing flows back through the search for x~.
+    inputs after gradient ascent on CE(x) + r |grad_w CE(x)|, r the radius of the base rule (0 for TRAM's, which
+    changes), for inputs that are not only lossy but sharp. Nothing flows back through the search for x~.
 
     base           a sharpness-aware rule: "sam", "asam", "fsam", "gsam", "sagm", "gam", with options such as
                    "sam(rho=0.1)", or one that is built
@@ -95,7 +96,10 @@ class UDIM(OutputAware):
         if not isinstance(self.base, PerturbedStep) or isinstance(self.base, UDIM):
             raise InputError(f"base {base!r} of UDIM", "is not sharpness-aware", "Choose sam, sagm or gam.")
         super().__init__(self.base.rho)
-        if rho_x <= 0 or steps < 1 or warmup_steps < 0:
+        if self.rho == 0 and type(self.base).radius is PerturbedStep.radius:  # TRAM's is another at each step
+            problem = "has a radius of 0"
+            raise InputError(f"base {base!r} of UDIM", problem, "Give one above, such as sam(rho=0.05).")
+        if not 0 < rho_x < math.inf or steps < 1 or warmup_steps < 0:
             problem = "are not a positive length, a number from 1 and a number from 0"
             raise InputError(
                 f"rho_x {rho_x}, steps {steps}, warmup_steps {warmup_steps}", problem, "Try 0.2, 1, 100."
@@ -138,6 +142,9 @@ class UDIM(OutputAware):
     def penalty(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """What is added to the base rule's loss, and its parts without their weights."""
         network = self.network
+        if len(batch) == 1 and any(layer.training for layer in self._batch_norms):
+            problem = "is of one example, which batch normalisation in training mode makes its own mean"
+            raise InputError("the batch", problem, "Give two or more, or another normalisation.")
         head: nn.Linear = network.head  # type: ignore[assignment]
         featurizer: nn.Module = network.featurizer  # type: ignore[assignment]
         domain = batch.domain if self.per_domain else torch.zeros_like(batch.domain)
