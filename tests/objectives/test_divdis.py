@@ -9,6 +9,7 @@ from unseen.networks.hypotheses import with_heads
 from unseen.objectives.divdis import DivDis
 from unseen.objectives.diversity import mutual_information
 from unseen.objectives.label_prior import LabelPrior
+from unseen.registry import objectives
 from unseen.shifts import Batch
 from unseen.training import Learner, fit
 
@@ -75,6 +76,24 @@ def test_the_prior_counts_training_labels_once_or_is_given():
             ready(label_prior=bad)
 
 
+def test_the_closest_head_may_count_alone():
+    model, one = network(), batch([0, 1, 2, 0, 0, 1])
+    p = torch.softmax(model.all_logits(one.unlabelled), -1)
+    information = torch.stack([mutual_information(p[i], p[j]) for i, j in ((0, 1), (0, 2), (1, 2))])
+    first, second, third = information
+    worst = torch.stack(
+        [torch.maximum(first, second), torch.maximum(first, third), torch.maximum(second, third)]
+    )
+    found = ready(heads=3, reduction="closest")(model, one).parts["penalty"]
+    torch.testing.assert_close(found, worst.mean())
+
+
+@pytest.mark.parametrize("objective", ["divdis", "d-bat"])
+def test_a_single_class_is_refused(objective):
+    with pytest.raises(InputError, match="classes: are 1"):
+        objectives.build(objective).setup(features=4, classes=1, domains=1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -82,6 +101,7 @@ def test_the_prior_counts_training_labels_once_or_is_given():
         ({"penalty_weight": -1.0}, "weight: is -1.0"),
         ({"prior_weight": float("nan")}, "weight: is nan"),
         ({"diversity": "kl"}, "diversity 'kl'"),
+        ({"reduction": "sum"}, "reduction 'sum'"),
         ({"choice": 2}, "choice 2"),
         ({"choice": "best"}, "choice 'best'"),
     ],

@@ -74,6 +74,28 @@ def test_a_pair_of_zero_counts_and_every_pair_once():
         pairwise(mutual_information, same[None])
 
 
+@pytest.mark.parametrize("loss", [mutual_information, negative_l1])
+def test_the_closest_pair_of_each_hypothesis(loss):
+    p = random_probabilities(4, 30, 3).requires_grad_()
+    slow = torch.stack(
+        [torch.stack([loss(p[i], p[j]) for j in range(4) if j != i]).max() for i in range(4)]
+    ).mean()
+    found = pairwise(loss, p, "closest")
+    torch.testing.assert_close(found, slow)
+    for fast, obvious in zip(*(torch.autograd.grad(value, p) for value in (found, slow)), strict=True):
+        torch.testing.assert_close(fast, obvious)
+    assert found > pairwise(loss, p)
+    torch.testing.assert_close(pairwise(loss, p[:2], "closest"), pairwise(loss, p[:2]))
+    same = torch.nn.functional.one_hot(torch.arange(40) % 2, 2).float()
+    other = torch.nn.functional.one_hot(torch.arange(40) // 2 % 2, 2).float()
+    three = torch.stack([same, same, other])  # log 2 for the twins, 0 for the third, whose zero counts
+    assert float(pairwise(mutual_information, three, "closest")) == pytest.approx(
+        2 * math.log(2) / 3, abs=1e-6
+    )
+    with pytest.raises(InputError, match="reduction 'least'.*'closest'"):
+        pairwise(loss, p, "least")
+
+
 @pytest.mark.parametrize("name", PAIR_LOSSES)
 def test_pair_losses_take_stacks(name):
     p = random_probabilities(4, 12, 3)

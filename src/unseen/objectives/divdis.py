@@ -12,7 +12,13 @@ from unseen.networks import Network
 from unseen.networks.gradient_rows import full_precision
 from unseen.networks.hypotheses import Hypotheses, with_heads
 from unseen.objectives.base import Loss, Objective, example_losses
-from unseen.objectives.diversity import pair_loss, pairwise, prior_divergence
+from unseen.objectives.diversity import (
+    Reduction,
+    check_reduction,
+    pair_loss,
+    pairwise,
+    prior_divergence,
+)
 from unseen.objectives.label_prior import LabelPrior
 from unseen.objectives.stages import Stage
 from unseen.registry import objectives
@@ -71,6 +77,7 @@ class DivDis(Objective):
 
     heads         K, at least two
     diversity     "mi" (mutual information) or "l1"
+    reduction     "mean" over pairs of heads, or "closest": each head against the one most like it, see `pairwise`
     prior_weight  of KL(mean prediction on the unlabelled examples || label_prior), averaged over heads
     label_prior   C shares, or None for those of the training labels
     choice        head of the result: "mean" of the logits, "validation", "last" or a number
@@ -86,15 +93,17 @@ class DivDis(Objective):
         prior_weight: float = 10.0,
         label_prior: Sequence[float] | None = None,
         choice: str | int = "mean",
+        reduction: Reduction = "mean",
     ):
         super().__init__()
         if heads < 2:
             raise InputError("heads", f"are {heads}", "Give at least two.")
         check_weights(penalty_weight, prior_weight)
         check_choice(choice, heads)
+        check_reduction(reduction)
         self.heads, self.choice, self.label_prior = heads, choice, label_prior
         self.penalty_weight, self.prior_weight = penalty_weight, prior_weight
-        self.pair_loss, self.diversity = pair_loss(diversity), diversity
+        self.pair_loss, self.diversity, self.reduction = pair_loss(diversity), diversity, reduction
 
     def make_network(self, build: Callable[[], Network], *, domains: int) -> Network:
         return with_heads(build(), self.heads)
@@ -109,7 +118,7 @@ class DivDis(Objective):
         logits = full_precision(model.all_logits(batch.unlabelled))
         with torch.autocast(logits.device.type, enabled=False):
             probabilities = torch.softmax(logits, -1)
-            penalty = pairwise(self.pair_loss, probabilities)
+            penalty = pairwise(self.pair_loss, probabilities, self.reduction)
             prior = prior_divergence(probabilities, self.prior(batch)).mean()
         total = risk + self.penalty_weight * penalty + self.prior_weight * prior
         return Loss(total, {"risk": risk, "penalty": penalty, "prior": prior})

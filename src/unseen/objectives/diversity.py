@@ -11,9 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unseen.errors import InputError
+from unseen.errors import InputError, nearest
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
+Reduction = Literal["mean", "closest"]
+REDUCTIONS: tuple[Reduction, ...] = ("mean", "closest")
 
 
 def mutual_information(p: Tensor, q: Tensor) -> Tensor:
@@ -68,13 +70,28 @@ def pair_loss(name: str) -> PairLoss:
     return PAIR_LOSSES[name]
 
 
-def pairwise(loss: PairLoss, probabilities: Tensor) -> Tensor:
-    """Mean of a pair loss over the K (K - 1) / 2 pairs of hypotheses; probabilities (K, U, C)."""
+def pairwise(loss: PairLoss, probabilities: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """A pair loss over K hypotheses, a scalar; probabilities (K, U, C).
+
+    reduction  "mean" over the K (K - 1) / 2 pairs, or "closest": each hypothesis with the one that it differs least
+               from, mean over hypotheses ("min_each" of DivDis' official code). The same for two hypotheses
+    """
     count = len(probabilities)
     if count < 2:
         raise InputError("hypotheses", f"are {count}", "A pair needs two.")
+    check_reduction(reduction)
     first, second = torch.triu_indices(count, count, 1, device=probabilities.device)
-    return loss(probabilities[first], probabilities[second]).mean()
+    values = loss(probabilities[first], probabilities[second])
+    if reduction == "mean":
+        return values.mean()
+    grid = values.new_full((count, count), -torch.inf)
+    return grid.index_put((first, second), values).index_put((second, first), values).amax(1).mean()
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise `InputError` for a reduction over pairs that there is not."""
+    if reduction not in REDUCTIONS:
+        raise InputError(f"reduction {reduction!r}", "is not known", nearest(reduction, REDUCTIONS))
 
 
 def prior_divergence(probabilities: Tensor, prior: Tensor) -> Tensor:

@@ -15,13 +15,16 @@ from unseen.shifts import Batch
 class LabelPrior(nn.Module):
     """Given class shares (C,), or the shares of the labels seen in training so far.
 
-    Raises `InputError` when given shares are negative, not one a class, or do not sum to one.
+    Raises `InputError` when given shares are negative, not one a class, or do not sum to one, and for a single
+    class, of which no two hypotheses can think differently.
     """
 
     counts: Tensor
 
     def __init__(self, given: Sequence[float] | None, classes: int):
         super().__init__()
+        if classes < 2:
+            raise InputError("classes", f"are {classes}", "Hypotheses can differ on two classes or more.")
         if given is not None and (len(given) != classes or min(given) < 0 or abs(sum(given) - 1) > 1e-6):
             raise InputError(
                 f"label_prior {tuple(given)}",

@@ -45,9 +45,10 @@ class SequentialDiversity(Objective):
     label_prior   C shares, or None for those of the training labels
     choice        member of the result: "last", "mean" of the logits, "validation" or a number
 
-    With keep="best" the ID validation of the last member decides, as the official code keeps each; stopping
-    early (`patience`) would stop before the last member's turn. Any update rule moves the member in training
-    alone; averaging of weights should begin in the last member's share of the steps.
+    With keep="best" the ID validation of the last member decides; earlier members are those of the last step of
+    their turn, where the official code also keeps each one's best. Stopping early (`patience`) would stop before the
+    last member's turn. Any update rule moves the member in training alone; averaging of weights should begin in the
+    last member's share of the steps.
     """
 
     needs_unlabelled = True
