@@ -15,6 +15,8 @@ from unseen.objectives.decorrelation import (
 )
 from unseen.objectives.example_weights import effective_sample_size
 from unseen.registry import objectives
+from unseen.shifts.arrays import from_arrays
+from unseen.training import Learner, fit
 
 
 def seeded(seed=0):
@@ -164,6 +166,8 @@ def test_other_misuse_is_refused():
         DecorrelationReweighter(clusters=1)
     with pytest.raises(InputError, match="is not finite"):
         DecorrelationReweighter().weights(torch.full((8, 3), float("nan")))
+    with pytest.raises(InputError, match="learning_rate: 1e.300 leads to weights that are not finite"):
+        DecorrelationReweighter(learning_rate=1e300).weights(spurious()[0])
     reweighter = DecorrelationReweighter()
     reweighter.weights(torch.randn(8, 3))
     with pytest.raises(InputError, match="has 4 columns, but the remembered batches have 3"):
@@ -173,6 +177,17 @@ def test_other_misuse_is_refused():
             objectives.build(wrong)
     with pytest.raises(InputError, match="parts: are 1"):
         cluster_by_stability([torch.randn(5, 3)], 2)
+
+
+@pytest.mark.parametrize("objective", ["l2r(clusters=2)", "stablenet"])
+def test_updates_of_too_few_examples_are_refused(objective):
+    """No weights can be learned from them, and training would be plain without a word."""
+    x, y = torch.randn(60, 4), torch.arange(60) % 2
+    split = from_arrays(x.numpy(), y.numpy(), (torch.arange(60) // 30).numpy()).split("1")
+    learner = Learner(objective=objective, network="mlp(width=4, depth=1)", steps=2, batch_size=3)
+    with pytest.raises(InputError, match="batch_size: is 3 over all domains"):
+        fit(learner, split)
+    fit(learner.replace(batch_size=4), split)
 
 
 def test_weights_of_examples_stay_with_their_ids():

@@ -207,6 +207,9 @@ class DecorrelationReweighter(nn.Module):
         if generator is None:
             generator = torch.Generator().manual_seed(derive_seed(int(self.seen)))
         found = mean_one(self.solve(z, torch.zeros(len(z)).to(z), generator))
+        if not bool(torch.isfinite(found).all()):
+            problem = f"{self.learning_rate:g} leads to weights that are not finite"
+            raise InputError("learning_rate", problem, "Lower it, or balance.")
         self.remember(z, found)
         return found
 

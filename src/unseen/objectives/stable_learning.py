@@ -93,6 +93,9 @@ class StableLearning(Objective):
         self.reweighter.setup(features, 0)
 
     def begin(self, stage: Stage) -> None:
+        if stage.batch_size < SMALLEST_BATCH:
+            problem = f"is {stage.batch_size} over all domains, of which no dependence can be told"
+            raise InputError("batch_size", problem, f"Give updates {SMALLEST_BATCH} examples or more.")
         self.seed.fill_(torch.randint(2**31, (), generator=stage.generator()))
         self.first.fill_(round(self.warmup * stage.steps))
         self.values.fill(torch.zeros(stage.size), stage.device)
