@@ -11,7 +11,7 @@ from unseen.networks.low_rank import (
     low_rank_updates,
     merge_low_rank,
 )
-from unseen.objectives.pego import group_penalty
+from unseen.objectives.pego import group_penalty, model_penalty
 from unseen.registry import objectives
 from unseen.shifts import Batch
 from unseen.shifts.arrays import from_arrays
@@ -120,6 +120,17 @@ class TestObjective:
         torch.testing.assert_close(loss.parts["preserve"], sums[0])
         torch.testing.assert_close(loss.parts["diversify"], sums[1])
         torch.testing.assert_close(loss.total, risk + 1e-3 * (2.0 * sums[0] + 0.5 * sums[1]))
+
+    def test_a_loop_of_ones_own_has_the_same_penalties(self, network, batch):
+        loss = built()(network, batch)
+        preserve, diversify = model_penalty(network)
+        torch.testing.assert_close((preserve, diversify), (loss.parts["preserve"], loss.parts["diversify"]))
+        (preserve + diversify).backward()
+        reached = {name.rpartition(".")[2] for name, p in network.named_parameters() if p.grad is not None}
+        assert reached == {"up", "down"}
+        merge_low_rank(network)
+        with pytest.raises(InputError, match="no low-rank updates"):
+            model_penalty(network)
 
     def test_the_first_gradient_of_the_penalty_is_zero(self, network, batch):
         """B = 0 is its kink: the first step is that of the risk alone, the penalty acts from the second on."""

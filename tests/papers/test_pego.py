@@ -156,7 +156,7 @@ class TestTuning:
         base = pretrained(TINY).featurizer
         far, near = (
             sum(
-                float((p - a).square().sum())
+                float((p - a).detach().square().sum())
                 for p, a in zip(n.featurizer.parameters(), base.parameters(), strict=True)
             )
             for n in (tune(m, digits, 0.01, 0, TINY)[0] for m in (METHODS["full"], strong))

@@ -6,7 +6,7 @@ import warnings
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unseen.errors import InputError, UnseenWarning
 from unseen.networks import Network
@@ -54,6 +54,37 @@ def _size(left: Tensor, right: Tensor, norm: str) -> Tensor:
     return ((left.mT @ left) * (right.mT @ right)).sum()
 
 
+def model_penalty(
+    model: nn.Module,
+    *,
+    norm: Literal["l1", "fro2"] = "l1",
+    side: Literal["row", "column"] = "row",
+    normalize: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`group_penalty` summed over all weights of `model` with low-rank updates, for a training loop of your own.
+
+    The weights are constants: gradients reach the updates alone. In single precision, under autocast too. Raises
+    InputError where there are no updates.
+    """
+    updates = low_rank_updates(model)
+    if not updates:
+        raise InputError("model", "has no low-rank updates", "Inject them first (inject_low_rank).")
+    with torch.autocast(updates[0].weight.device.type, enabled=False):  # sums over half a million entries
+        found = [
+            group_penalty(
+                update.layout.matrices(weight.detach()).to(update.up.dtype),
+                update.down,
+                update.scale * update.up,
+                norm=norm,
+                side=side,
+                normalize=normalize,
+            )
+            for _, weight, update in updates
+        ]
+        preserve, diversify = (torch.stack(values).sum() for values in zip(*found, strict=True))
+    return preserve, diversify
+
+
 @objectives.register(
     "pego",
     summary="Low-rank groups kept orthogonal to the frozen weights and to each other; for the network low-rank",
@@ -93,8 +124,7 @@ class PEGO(Objective):
 
     def forward(self, model: Network, batch: Batch) -> Loss:
         risk = example_losses(model(batch.x), batch).mean()
-        updates = low_rank_updates(model)
-        if not updates:
+        if not low_rank_updates(model):
             warnings.warn(
                 "objective 'pego': the network has no low-rank updates, so it trains as erm. "
                 'Give it network="low-rank(groups=4)".',
@@ -102,19 +132,13 @@ class PEGO(Objective):
                 stacklevel=2,
             )
             return Loss(risk, {"risk": risk})
-        with torch.autocast(risk.device.type, enabled=False):  # sums over half a million entries
-            found = [
-                group_penalty(
-                    update.layout.matrices(weight.detach()).to(update.up.dtype),
-                    update.down,
-                    update.scale * update.up,
-                    norm=self.norm,  # type: ignore[arg-type]
-                    side=self.side,  # type: ignore[arg-type]
-                    normalize=self.normalize,
-                )
-                for _, weight, update in updates
-            ]
-            preserve, diversify = (torch.stack(values).sum() for values in zip(*found, strict=True))
+        preserve, diversify = model_penalty(
+            model,
+            norm=self.norm,  # type: ignore[arg-type]
+            side=self.side,  # type: ignore[arg-type]
+            normalize=self.normalize,
+        )
+        with torch.autocast(risk.device.type, enabled=False):
             loss = self.schedule.loss(risk, self.preserve * preserve + self.diversify * diversify, batch.step)
         loss.parts |= {"preserve": preserve, "diversify": diversify}
         return loss
