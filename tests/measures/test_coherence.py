@@ -64,6 +64,9 @@ def test_the_report_is_that_of_the_definition(mlp, data, chunk, method):
     assert list(report.layers) == ["featurizer.1", "head"]
     head = ExampleGradients(mlp, parameters="head.*").flat(data)
     assert report.layers["head"].alpha == pytest.approx(alpha(head))
+    bias = ExampleGradients(mlp, parameters="head.bias").flat(data)
+    assert report.parameters["head.bias"].m_coherence == pytest.approx(12 * alpha(bias))
+    assert list(report.parameters) == list(engine.names)
     # layers are orthogonal blocks: the whole is their mean, weighted by shares
     shared = sum(report.shares[name] * each.alpha for name, each in report.layers.items())
     assert report.whole.alpha == pytest.approx(shared)

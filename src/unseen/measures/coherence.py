@@ -52,9 +52,10 @@ class Coherence:
 
 @dataclass(frozen=True)
 class CoherenceReport:
-    """Coherence of the selected parameters together, of each layer, and of each group of examples.
+    """Coherence of the selected parameters together, of each of them and each layer, and of each group of examples.
 
     whole           all selected parameters, all examples
+    parameters      by name of parameter
     layers          by name of layer (the parameter's name without its last part): the whole alpha is the mean
                     of these, weighted by `shares`
     groups          by name of group, all selected parameters
@@ -63,6 +64,7 @@ class CoherenceReport:
     """
 
     whole: Coherence
+    parameters: dict[str, Coherence]
     layers: dict[str, Coherence]
     groups: dict[str, Coherence]
     inner_products: Tensor
@@ -130,11 +132,15 @@ def coherence(
 def _report(
     names: list[str], member: Tensor, sizes: Tensor, sums: dict[str, Tensor], squares: dict[str, Tensor]
 ) -> CoherenceReport:
-    count, layers = len(member), {}
-    for layer in dict.fromkeys(name.rpartition(".")[0] or name for name in sums):
-        own = [name for name in sums if (name.rpartition(".")[0] or name) == layer]
-        squared_mean = sum(float(sums[name].sum(0).square().sum()) for name in own) / count**2
-        layers[layer] = Coherence(count, squared_mean, sum(float(squares[name].mean()) for name in own))
+    count = len(member)
+    parameters = {
+        name: Coherence(count, float(total.sum(0).square().sum()) / count**2, float(squares[name].mean()))
+        for name, total in sums.items()
+    }
+    layers = {
+        layer: _together([own for name, own in parameters.items() if _layer(name) == layer])
+        for layer in dict.fromkeys(map(_layer, sums))
+    }
     each = torch.stack(list(squares.values())).sum(0).cpu()
     divisors = sizes.double()
     products = sum((flat @ flat.T).cpu() for flat in (total.flatten(1) for total in sums.values()))
@@ -143,12 +149,21 @@ def _report(
     groups = {
         name: Coherence(int(sizes[g]), float(products[g, g]), float(means[g])) for g, name in enumerate(names)
     }
-    whole = Coherence(
-        count, sum(c.squared_mean for c in layers.values()), sum(c.mean_squared for c in layers.values())
-    )
+    whole = _together(list(layers.values()))
     if whole.mean_squared == 0:
         warnings.warn("all gradients are zero: coherence is undefined (NaN)", UnseenWarning, stacklevel=3)
-    return CoherenceReport(whole, layers, groups, products, each.sqrt())
+    return CoherenceReport(whole, parameters, layers, groups, products, each.sqrt())
+
+
+def _layer(parameter: str) -> str:
+    return parameter.rpartition(".")[0] or parameter
+
+
+def _together(parts: Sequence[Coherence]) -> Coherence:
+    """Of all coordinates of several disjoint sets of parameters."""
+    return Coherence(
+        parts[0].examples, sum(p.squared_mean for p in parts), sum(p.mean_squared for p in parts)
+    )
 
 
 def _index(groups: Sequence[Any] | Tensor | None) -> tuple[list[str], Tensor | None]:
