@@ -38,7 +38,7 @@ class FeatureTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifier
     device          where to train, such as "cuda"
 
     After `fit`: classes_, n_features_in_, feature_names_in_ (for data frames), network_ and loss_curve_ (the
-    mean loss of each epoch). Defaults are those of the paper's published code.
+    mean loss of each epoch). Defaults are those of the paper's published code, but for its warm-up, which is off.
     """
 
     def __init__(
