@@ -33,6 +33,7 @@ def kth_neighbour(queries: Tensor, bank: Tensor, k: int, block: int = 4096) -> T
     "knn",
     summary="Distance to the k-th nearest training feature on the unit sphere",
     paper="Sun et al. 2022, arXiv 2204.06507",
+    search={"k": ("choice", [1, 5, 10, 20, 50, 100, 200])},
 )
 class NearestNeighbours(Detector):
     """Minus the Euclidean distance between unit vectors.

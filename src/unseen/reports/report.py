@@ -12,6 +12,7 @@ import numpy as np
 
 import unseen
 from unseen.errors import InputError
+from unseen.registry import Spec
 from unseen.reports import notation, plots, rerun, trust
 from unseen.reports.failures import DomainMistakes, confident_mistakes
 from unseen.reports.headline import headline
@@ -67,7 +68,7 @@ def render(results: Results, shift: Shift | None, *, detector: str = DETECTOR) -
 
 def _contents(results: Results, shift: Shift | None, detector: str) -> dict[str, Any]:
     method = results.choice.method
-    scored = results.plan["detectors"]
+    scored = results.detectors
     shown_detector = detector if detector in scored else (scored[0] if scored else None)
     pairs = trust.run_outputs(results, method, shown_detector)
     calibration_figure, calibration_rows = trust.calibration(pairs)
@@ -106,6 +107,9 @@ def _contents(results: Results, shift: Shift | None, detector: str) -> dict[str,
         "unfamiliar_detectors": list(
             results.unfamiliar.groupby("detector").auroc.mean().sort_values().index[::-1]
         ),
+        "tuning": results.plan.get("tuning"),
+        "tuned": results.tuned.to_dict("records"),
+        "tuned_deployed": _tuned_deployed(results),
         "kinds": {"shifted": "same classes", "near": "near", "far": "far"},
         "mistakes": mistakes,
         "mistakes_missing": mistakes_missing,
@@ -236,6 +240,12 @@ def unfamiliar_sets(results: Results) -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda each: order.index(each["nearness"]))
+
+
+def _tuned_deployed(results: Results) -> dict[str, Any] | None:
+    """The options that were chosen for the model to deploy; None where its detector was not tuned."""
+    found = results.deployed
+    return {**found, "chosen": str(Spec.of(found["spec"]))} if "spec" in found else None
 
 
 def _mistakes(results: Results, shift: Shift | None) -> tuple[list[DomainMistakes], str]:

@@ -34,6 +34,9 @@ def python_snippet(results: Results) -> str:
         ]
         if sources:
             options.append(f"{nearness}={sources!r}")
+    if tuning := plan.get("tuning"):
+        again = repr(tuning["source"]) if tuning["source"] else f"...,  # {tuning['name']!r}, made in Python"
+        options += [f"tune_detectors={again}", f"tuning_draws={tuning['draws']}"]
     options += [f"{name}={plan[name]!r}" for name in ("seeds", "search", "rule", "detectors", "validation")]
     arguments = "".join(f"    {option},\n" for option in options)
     return (

@@ -51,6 +51,11 @@ def print_summary(results: Results, console: Console) -> None:
         console.print(table)
         if left_out:
             console.print(f"[dim]{escape(', '.join(left_out))}: see the report.[/]")
+    if tuning := results.plan.get("tuning"):
+        runs = results.tuned.groupby("detector").runs.sum()
+        best = results.tuned.drop_duplicates("detector")
+        chosen = "; ".join(f"{t.chosen} in {t.runs} of {runs[t.detector]} runs" for t in best.itertuples())
+        console.print(f"[dim]Tuned on {escape(tuning['name'])}: {escape(chosen)}.[/]")
     console.print()
     console.print(_sentences(results))
 

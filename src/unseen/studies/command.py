@@ -90,6 +90,14 @@ def run(
     hold_out_classes: Annotated[
         str | None, typer.Option(help="Classes not to learn, to judge detectors on, separated by commas.")
     ] = None,
+    tune_detectors: Annotated[
+        str | None,
+        typer.Option(
+            help="Data of other classes, apart from --near and --far, on which detectors' options are chosen: file, "
+            "folder, name, noise, scrambled or a corruption such as fog."
+        ),
+    ] = None,
+    tuning_draws: Annotated[int, typer.Option(help="Random options tried of each detector.")] = 20,
     coverage: Annotated[float, typer.Option(help="Share of familiar inputs that the model accepts.")] = 0.95,
     engine: Annotated[str, typer.Option(help="auto, serial, local, batched or ray.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
@@ -150,7 +158,9 @@ def run(
             near=near or (),
             far=far or (),
             held_out_classes=split_names(hold_out_classes) if hold_out_classes else (),
-            **({} if detectors is None else {"detectors": split_names(detectors)}),
+            tune_detectors=tune_detectors,
+            tuning_draws=tuning_draws,
+            **_detectors(detectors, detector, tune_detectors is not None),
         )
         study.plan.check_detector(detector)
         with resumable(console):
@@ -172,6 +182,14 @@ def _check_before_training(
     check_engine(engine, workers)
     hardware.fabric()
     require_replaceable(folder / "model")
+
+
+def _detectors(names: str | None, deployed: str, tuned: bool) -> dict[str, Any]:
+    """The study's detectors; a deployed one that is tuned must be among those that are judged."""
+    from unseen.studies.plan import DETECTORS, tunable
+
+    chosen = list(DETECTORS) if names is None else split_names(names)
+    return {"detectors": [*chosen, *(tunable([deployed]) if tuned and deployed not in chosen else [])]}
 
 
 def _check_unlabelled(unlabelled: float | None, unseen: list[str] | None, after: str | None) -> None:
@@ -216,6 +234,7 @@ def _finish(folder: Path, study: Any, detector: str, coverage: float, hardware: 
     from unseen.reports.terminal import print_summary
     from unseen.studies.deploy import train_for_deployment
     from unseen.studies.results import Results
+    from unseen.studies.store import Store
 
     results = Results(folder)
     with saying(console, "training the model to deploy"):
@@ -226,10 +245,14 @@ def _finish(folder: Path, study: Any, detector: str, coverage: float, hardware: 
             coverage=coverage,
             after=study.plan.after,
             hardware=hardware,
+            tuning=study.plan.tuning,
         )
         model = predictor.save(folder / "model")
+    with Store(folder / "results.sqlite") as store:
+        store.write_fact("deployed", {"detector": detector, **predictor.facts.get("detector_tuning", {})})
+    results = Results(folder)
     with saying(console, "writing the report"):
-        report = write_report(results, study.shift, folder, detector=detector)
+        report = write_report(results, study.shift, folder, detector=results.deployed_detector)
     print_summary(results, console)
     console.print(f"\nreport  {report}\nmodel   {model}", highlight=False)
 
@@ -260,4 +283,5 @@ def report(
         say(console, "[yellow]note:[/] examples are left out:", error)
         shift = None
     print_summary(results, console)
-    console.print(f"\nreport  {write_report(results, shift, folder)}", highlight=False)
+    written = write_report(results, shift, folder, detector=results.deployed_detector)
+    console.print(f"\nreport  {written}", highlight=False)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from unseen.detection import Familiarity
 from unseen.registry import Spec, detectors
 from unseen.shifts import Shift
+from unseen.studies.banks import banks_of
+from unseen.studies.evaluate import choosing_half
+from unseen.studies.plan import tunable
 from unseen.studies.results import Results
+from unseen.studies.tuned_detectors import candidates, choose
+from unseen.studies.unfamiliar import Tuning
 from unseen.training import Hardware, Predictor, fit
 from unseen.training.data import TrainingData
 from unseen.training.reference import Reference
@@ -19,8 +24,12 @@ def train_for_deployment(
     coverage: float = 0.95,
     after: object = None,
     hardware: Hardware = Hardware(),
+    tuning: Tuning | None = None,
 ) -> Predictor:
     """The chosen learner with its detector, abstention threshold and reference sample.
+
+    tuning  what options of a detector that has ranges are chosen on, with half of ID validation: anew for this
+            model, as they were for every judged one; the facts ("detector_tuning") say which
 
     When each domain was held out in turn, the model is trained on all of them: it will meet yet another one.
     When named domains were held out, it is the judged model itself (first seed), trained without them.
@@ -35,12 +44,19 @@ def train_for_deployment(
     )
     data = TrainingData(split, choice.learner.backbone)
     predictor = fit(choice.learner, split, seed=0, data=data, hardware=hardware)
-    observers = [detectors.build(detector)]
-    train, validation = (
-        data.bank(predictor.network, role, observers=observers) for role in ("train", "validation")
-    )
-    predictor.familiarity = Familiarity.fit(detector, train, validation, coverage)
-    predictor.reference = Reference.of(validation, predictor.familiarity)
+    network = predictor.network
+    tried = {} if tuning is None or not tunable([detector]) else candidates(detector, tuning.draws)
+    observers = [detectors.build(detector), *tried.values()]
+    with banks_of(network, data, len(split.train) + len(split.validation), observers) as make:
+        train, validation = make.of("train", observers), make.of("validation", observers)
+        if tried and tuning is not None:
+            stored = data.preprocessing.encode(tuning.inputs(split))
+            inside = validation.take(choosing_half(data))
+            found = choose(tried, train, inside, make.of_inputs(stored, observers))
+            detector = found.spec
+            predictor.facts["detector_tuning"] = {"data": tuning.data.name, **found.facts}
+        predictor.familiarity = Familiarity.fit(detector, train, validation, coverage)
+        predictor.reference = Reference.of(validation, predictor.familiarity)
     rows = results.table[results.table.method == choice.method]
     predictor.facts["evaluation"] = {
         "statement": (

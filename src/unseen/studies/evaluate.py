@@ -7,14 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unseen.detection import Detector
 from unseen.errors import InputError
 from unseen.measures.calibration import calibration_error
 from unseen.networks import Bank, Network
 from unseen.registry import detectors
-from unseen.studies.unfamiliar import Unfamiliar
-from unseen.training.data import Role, TrainingData, network_outputs, weights_hash
+from unseen.shifts.sampling import derive_seed
+from unseen.shifts.shift import take
+from unseen.studies.banks import banks_of
+from unseen.studies.plan import tunable
+from unseen.studies.tuned_detectors import candidates, choose, tuning_half
+from unseen.studies.unfamiliar import Tuning, Unfamiliar
+from unseen.training.data import Role, TrainingData
 
 EVERY_DOMAIN = "all"
 ROLES: tuple[Role, ...] = ("validation", "unseen")
@@ -25,45 +31,75 @@ def evaluate(
     data: TrainingData,
     detector_names: tuple[str, ...],
     unfamiliar: Sequence[Unfamiliar] = (),
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Metrics (records for the store) and per-example outputs of one trained network.
+    tuning: Tuning | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, Any]]:
+    """Metrics (records for the store), per-example outputs of one trained network, and what was chosen for it.
 
     The metrics, on ID validation and unseen rows, per domain and over all domains of the role: accuracy, loss,
     calibration error; accuracy by class and by group. The outputs are the rows, their logits and, where there
     are unseen rows or unfamiliar data, each detector's score: `Results` computes all else from them, for the
     cells that it shows. Every data set passes the network once, for all detectors together.
+
+    With `tuning`, options of the detectors that have ranges are chosen on it and one half of ID validation
+    ("validation/chose"), and "NAME tuned" is scored beside NAME: what chose must not judge. "tuned" among the facts
+    has the options.
     """
     built = {name: detectors.build(name) for name in detector_names}
-    observers = list(built.values())
-    banks: dict[str, Bank] = {str(role): data.bank(network, role, observers=observers) for role in ROLES}
+    tried = {} if tuning is None else {name: candidates(name, tuning.draws) for name in tunable(built)}
+    observers = [*built.values(), *(each for some in tried.values() for each in some.values())]
     arrays: dict[str, np.ndarray] = {}
     records: list[dict[str, Any]] = []
-    for role, bank in banks.items():
-        arrays[f"{role}/rows"] = np.asarray(bank.ids)
-        arrays[f"{role}/logits"] = bank.logits.numpy()
-        if len(bank):
-            records += _performance(bank, role, data)
-    if built and (len(banks["unseen"]) or unfamiliar):
-        if not len(banks["unseen"]):
-            del banks["unseen"]
-        for other in unfamiliar:
-            banks[f"unfamiliar/{other.name}"] = _outputs(network, data, other, observers)
-        if any(type(detector).fit is not Detector.fit for detector in observers):
-            banks["train"] = data.bank(network, "train", observers=observers)
-        for name, detector in built.items():
-            for role, score in _familiarity(name, detector, network, data, banks).items():
-                arrays[f"{role}/score/{name}"] = score
-    return records, arrays
+    facts: dict[str, Any] = {}
+    others = [*unfamiliar, *([] if tuning is None else [tuning.data])]
+    examples = len(data.split.shift) + sum(map(len, others))
+    with banks_of(network, data, examples, observers) as make:
+        banks: dict[str, Bank] = {"validation": make.of("validation", observers)}
+        if tuning is not None:
+            banks["train"] = make.of("train", observers)
+            half = choosing_half(data)
+            arrays["validation/chose"] = half.numpy()
+            inside = banks["validation"].take(half)
+            outside = make.of_inputs(_encoded(data, tuning.key, tuning.inputs(data.split)), observers)
+            facts["tuned"] = {}
+            for name, some in tried.items():
+                choice = choose(some, banks["train"], inside, outside)
+                facts["tuned"][name] = choice.facts
+                built[f"{name} tuned"] = some[choice.spec]
+            observers = list(built.values())
+        banks["unseen"] = make.of("unseen", observers)
+        for role in ROLES:
+            arrays[f"{role}/rows"] = np.asarray(banks[role].ids)
+            arrays[f"{role}/logits"] = banks[role].logits.numpy().copy()  # of a file that may be deleted
+            if len(banks[role]):
+                records += _performance(banks[role], role, data)
+        if built and (len(banks["unseen"]) or unfamiliar):
+            if not len(banks["unseen"]):
+                del banks["unseen"]
+            for other in unfamiliar:
+                stored = _encoded(data, other.name, other.inputs)
+                banks[f"unfamiliar/{other.name}"] = make.of_inputs(stored, observers)
+            if "train" not in banks and any(type(d).fit is not Detector.fit for d in observers):
+                banks["train"] = make.of("train", observers)
+            for name, detector in built.items():
+                for scored, score in _familiarity(name, detector, network, data, banks).items():
+                    arrays[f"{scored}/score/{name}"] = score
+    return records, arrays, facts
 
 
-def _outputs(network: Network, data: TrainingData, other: Unfamiliar, observers: Sequence[Detector]) -> Bank:
-    """Of unfamiliar data, which are encoded once for all networks."""
-    key = ("unfamiliar", other.name)
+def _encoded(data: TrainingData, name: str, inputs: Any) -> Any:
+    """Inputs of no role, which are encoded once for all networks."""
+    key = ("unfamiliar", name)
     if key not in data.remembered:
-        data.remembered[key] = data.preprocessing.encode(other.inputs)
-    bank = network_outputs(network, data.preprocessing, data.remembered[key], observers=observers)
-    bank.network_hash = weights_hash(network)
-    return bank
+        data.remembered[key] = data.preprocessing.encode(inputs)
+    return data.remembered[key]
+
+
+def choosing_half(data: TrainingData) -> Tensor:
+    """(N,) bool: the rows of ID validation that choose options of detectors, the same for all networks."""
+    if "choosing half" not in data.remembered:
+        inputs = take(data.split.shift.inputs, data.split.validation)
+        data.remembered["choosing half"] = tuning_half(inputs, derive_seed(data.split.seed, 5))
+    return data.remembered["choosing half"]
 
 
 def _performance(bank: Bank, role: str, data: TrainingData) -> list[dict[str, Any]]:

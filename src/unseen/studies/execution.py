@@ -22,9 +22,8 @@ from unseen.networks import Network
 from unseen.registry import REGISTRIES, load_plugin, plugins
 from unseen.shifts import Shift
 from unseen.studies.evaluate import evaluate
-from unseen.studies.plan import Cell, Plan
+from unseen.studies.plan import Cell, Judging, Plan
 from unseen.studies.store import CellResult, Store
-from unseen.studies.unfamiliar import Unfamiliar
 from unseen.training import Hardware
 from unseen.training.batched import Run, can_batch, group_runs, train_many
 from unseen.training.data import TrainingData
@@ -95,7 +94,7 @@ def _results(
         yield from _on_ray(rest, plan, workers, hardware)
     elif engine == "serial" or workers == 1 or len(rest) <= 1:
         for cell in rest:
-            yield [(cell, run_cell(cell, data, plan.detectors, plan.unfamiliar, hardware))]
+            yield [(cell, run_cell(cell, data, plan.judging, hardware))]
     else:
         yield from _on_processes(rest, plan, workers, hardware)
 
@@ -106,8 +105,7 @@ def _results(
 def run_cell(
     cell: Cell,
     data_of: _Data,
-    detectors: tuple[str, ...],
-    unfamiliar: tuple[Unfamiliar, ...],
+    judging: Judging,
     hardware: Hardware,
 ) -> CellResult:
     """Train and judge one cell. A failure of the method is a result (its message), not an exception."""
@@ -116,7 +114,7 @@ def run_cell(
         data = data_of.of(cell)
         trained = train(cell.learner, data, seed=cell.seed, hardware=hardware)
         network = build_system(cell.learner, data, cell.seed).network
-        return _judged(cell, network, data, trained, detectors, unfamiliar, time.perf_counter() - began)
+        return _judged(cell, network, data, trained, judging, time.perf_counter() - began)
     except UnseenError as error:
         return CellResult(cell.key, error=str(error), seconds=time.perf_counter() - began)
 
@@ -126,13 +124,12 @@ def _judged(
     network: Network,
     data: TrainingData,
     trained: TrainingResult,
-    detectors: tuple[str, ...],
-    unfamiliar: tuple[Unfamiliar, ...],
+    judging: Judging,
     seconds: float,
 ) -> CellResult:
     network.load_state_dict(trained.state)
-    records, arrays = evaluate(network, data, detectors, unfamiliar)
-    return CellResult(cell.key, [*trained.history, *records], arrays, trained.facts, seconds)
+    records, arrays, facts = evaluate(network, data, *judging)
+    return CellResult(cell.key, [*trained.history, *records], arrays, {**trained.facts, **facts}, seconds)
 
 
 class _Data:
@@ -189,7 +186,7 @@ def _batched(cells: list[Cell], data: _Data, plan: Plan, hardware: Hardware) -> 
                 finished.append((cell, CellResult(cell.key, error=str(trained), seconds=share)))
                 continue
             try:
-                judged = _judged(cell, network, run.data, trained, plan.detectors, plan.unfamiliar, share)
+                judged = _judged(cell, network, run.data, trained, plan.judging, share)
                 finished.append((cell, judged))
             except UnseenError as error:
                 finished.append((cell, CellResult(cell.key, error=str(error), seconds=share)))
@@ -207,24 +204,22 @@ def _payload(plan: Plan, hardware: Hardware) -> bytes:
     As bytes: PyTorch's own way of sending tensors to a process through shared memory fails for empty ones.
     """
     external = {kind: registry.external() for kind, registry in REGISTRIES.items()}
-    return cloudpickle.dumps(
-        (plan.shift, plan.detectors, plan.unfamiliar, hardware, tuple(plugins), external)
-    )
+    return cloudpickle.dumps((plan.shift, plan.judging, hardware, tuple(plugins), external))
 
 
 def _start_worker(payload: bytes) -> None:
     torch.set_num_threads(1)
     # bytes that the parent process has just made; nothing that was read from a file is ever unpickled
-    shift, detectors, unfamiliar, hardware, plugin_files, external = cloudpickle.loads(payload)
+    shift, judging, hardware, plugin_files, external = cloudpickle.loads(payload)
     for path in plugin_files:
         load_plugin(path)
     for kind, entries in external.items():
         REGISTRIES[kind].adopt(entries)
-    _worker.update(data=_Data(shift, most=4), detectors=detectors, unfamiliar=unfamiliar, hardware=hardware)
+    _worker.update(data=_Data(shift, most=4), judging=judging, hardware=hardware)
 
 
 def _run_in_worker(cell: Cell) -> CellResult:
-    return run_cell(cell, _worker["data"], _worker["detectors"], _worker["unfamiliar"], _worker["hardware"])
+    return run_cell(cell, _worker["data"], _worker["judging"], _worker["hardware"])
 
 
 def _start_process(payload: bytes) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from unseen.errors import InputError, nearest
-from unseen.registry import averaging, objectives, updates
+from unseen.registry import Spec, averaging, detectors, objectives, updates
 from unseen.shifts import Shift
-from unseen.studies.unfamiliar import Unfamiliar, hold_out_classes, opened
+from unseen.studies.unfamiliar import Tuning, Unfamiliar, hold_out_classes, opened
 from unseen.training import Learner
 from unseen.training.data import TrainingData
 from unseen.training.system import build_system, check_learner
@@ -45,7 +45,7 @@ class Cell:
     validation: float = 0.2
     unlabelled: float | None = None
     judged_by: str | None = None
-    """Detectors and unfamiliar data, where they are not the usual ones."""
+    """Detectors, unfamiliar and tuning data, where they are not the usual ones."""
 
     @cached_property
     def key(self) -> str:
@@ -56,6 +56,14 @@ class Cell:
         if self.judged_by is not None:
             parts.append(self.judged_by)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+class Judging(NamedTuple):
+    """What judges the network of every cell, besides its data."""
+
+    detectors: tuple[str, ...]
+    unfamiliar: tuple[Unfamiliar, ...]
+    tuning: Tuning | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Plan:
     unlabelled share of the unseen examples that training sees without labels and that do not judge, or None
     unfamiliar further data, near and far, on which the detectors are judged
     held_out_classes  classes that `shift` lacks, and whose examples are among `unfamiliar`
+    tuning     what options of detectors are chosen on, anew for each cell, or None
     """
 
     shift: Shift
@@ -83,6 +92,7 @@ class Plan:
     unlabelled: float | None = None
     unfamiliar: tuple[Unfamiliar, ...] = ()
     held_out_classes: tuple[str, ...] = ()
+    tuning: Tuning | None = None
     cells: tuple[Cell, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -102,6 +112,8 @@ class Plan:
         near: Sequence[str | Shift | Unfamiliar] = (),
         far: Sequence[str | Shift | Unfamiliar] = (),
         held_out_classes: Sequence[str] = (),
+        tune_detectors: str | Shift | Unfamiliar | None = None,
+        tuning_draws: int = 20,
         **settings: Any,
     ) -> Plan:
         """Plan a study; every name is checked here, before anything is trained.
@@ -110,6 +122,9 @@ class Plan:
         search    random hyperparameter draws beside the given ones
         near, far  data of other classes, by name or path, that detectors are judged on (see `Unfamiliar.open`)
         held_out_classes  classes that nothing learns, whose examples are near unfamiliar data
+        tune_detectors    data of other classes, kept apart from those, on which options of the detectors are chosen
+                          from their ranges; each such detector is judged as given, and tuned
+        tuning_draws      candidates besides the given options
         settings  fields of `Learner` for learners that are given by name
         """
         held: list[Unfamiliar] = []
@@ -117,6 +132,9 @@ class Plan:
             shift, classes = hold_out_classes(shift, held_out_classes)
             held.append(classes)
         unfamiliar = opened([*held, *near], far, shift)
+        tuning = None
+        if tune_detectors is not None:
+            tuning = Tuning.open(tune_detectors, tuning_draws, shift, unfamiliar)
         made = tuple(x if isinstance(x, Learner) else Learner.parse(x, **settings) for x in learners)
         if not made:
             raise InputError("learners", "are none", "Name at least one, such as erm.")
@@ -149,7 +167,15 @@ class Plan:
             check_learner(learner, shift.split(fewest_left, **options))
         names = tuple(dict.fromkeys(detectors))
         _check_detectors(names, made, shift.split(held_out[0], **options))
-        judged_by = None if (names, unfamiliar) == (DETECTORS, ()) else _judged_by(names, unfamiliar)
+        if tuning is not None and not tunable(names):
+            raise InputError(
+                "detectors to tune",
+                f"are none: of {', '.join(names) or 'no detectors'}, none has options with a search range",
+                f"Add one that has: {', '.join(_with_ranges())}.",
+            )
+        judged_by = None
+        if (names, unfamiliar, tuning) != (DETECTORS, (), None):
+            judged_by = _judged_by(names, unfamiliar, tuning)
         cells: list[Cell] = []
         for learner in made:
             for draw in range(search + 1):
@@ -178,9 +204,14 @@ class Plan:
             names,
             unfamiliar=unfamiliar,
             held_out_classes=tuple(held_out_classes),
+            tuning=tuning,
             cells=tuple(cells),
             **options,
         )
+
+    @property
+    def judging(self) -> Judging:
+        return Judging(self.detectors, self.unfamiliar, self.tuning)
 
     def check_detector(self, name: str) -> None:
         """Raise `InputError` for a detector that does not find what it looks for in the learners' networks."""
@@ -222,18 +253,36 @@ class Plan:
                 }
                 for u in self.unfamiliar
             ],
+            "tuning": None
+            if self.tuning is None
+            else {
+                "name": self.tuning.data.name,
+                "examples": len(self.tuning.data),
+                "source": self.tuning.data.source,
+                "draws": self.tuning.draws,
+                "detectors": list(tunable(self.detectors)),
+            },
         }
 
 
-def _judged_by(names: tuple[str, ...], unfamiliar: tuple[Unfamiliar, ...]) -> str:
-    parts = [names, [(each.name, each.key) for each in unfamiliar]]
+def tunable(names: Iterable[str | Spec]) -> tuple[str, ...]:
+    """Those detectors that have options with a search range."""
+    return tuple(str(name) for name in names if detectors.check(name).search)
+
+
+def _with_ranges() -> list[str]:
+    return sorted(entry.name for entry in detectors if entry.search)
+
+
+def _judged_by(names: tuple[str, ...], unfamiliar: tuple[Unfamiliar, ...], tuning: Tuning | None) -> str:
+    parts: list[Any] = [names, [(each.name, each.key) for each in unfamiliar]]
+    if tuning is not None:
+        parts.append(tuning.key)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _check_detectors(names: tuple[str, ...], learners: tuple[Learner, ...], split: Any) -> None:
     """Names, and whether each finds what it looks for in each learner's network: one input is shown to it."""
-    from unseen.registry import detectors
-
     observers = [each for each in map(detectors.build, names) if each.observes]
     for learner in learners if observers else ():
         data = TrainingData(split, learner.backbone)

@@ -18,6 +18,7 @@ from unseen.detection.metrics import ood_metrics, oscr
 from unseen.errors import InputError
 from unseen.measures.accuracy_estimates import agreement, estimate_accuracy
 from unseen.measures.coverage import aurc, threshold_at_coverage
+from unseen.registry import Spec
 from unseen.studies.plan import Rule
 from unseen.studies.select import PEEKS, select
 from unseen.studies.statistics import (
@@ -68,6 +69,8 @@ class Results:
             self.environment: dict[str, Any] = store.fact("environment", {})
             self.labels = np.array(store.fact("labels"))
             self.domain = np.array(store.fact("domain"))
+            self.deployed: dict[str, Any] = store.fact("deployed") or {}
+            """The deployed model's detector, and how its options were chosen; of a study that the command line ran."""
             group = store.fact("group")
             self.group = None if group is None else np.array(group)
             asked, cells, metrics = set(store.fact("cells")), store.cells(), store.metrics()
@@ -82,6 +85,18 @@ class Results:
         """Learners that have at least one selected cell, in the order they were asked for."""
         found = set(self.selected.method)
         return [name for name in self.plan["learners"] if name in found]
+
+    @property
+    def detectors(self) -> list[str]:
+        """Names under which scores are stored: the study's detectors, and "NAME tuned" for those that were tuned."""
+        tuning = self.plan.get("tuning") or {}
+        return [*self.plan["detectors"], *(f"{name} tuned" for name in tuning.get("detectors", []))]
+
+    @property
+    def deployed_detector(self) -> str:
+        """The deployed model's detector, "NAME tuned" where it was tuned; knn where none is known."""
+        name = self.deployed.get("detector", "knn")
+        return f"{name} tuned" if f"{name} tuned" in self.detectors else name
 
     @cached_property
     def selected(self) -> pd.DataFrame:
@@ -358,8 +373,9 @@ class Results:
         for domain in self.unseen_domains:
             for known, new in self._chosen_runs(domain):
                 correct = new["logits"].argmax(1) == self.labels[new["rows"]]
-                for name in self.plan["detectors"]:
-                    separation = _separation(known[f"score/{name}"], new[f"score/{name}"], correct)
+                for name in self.detectors:
+                    inside = known[f"score/{name}"][known["judges"]]
+                    separation = _separation(inside, new[f"score/{name}"], correct)
                     records.append({"detector": name, "domain": domain, **separation})
         columns = ["detector", "domain", "auroc", "fpr95", "accepted", "accuracy of accepted", "aurc"]
         return pd.DataFrame(records, columns=columns).groupby(columns[:2]).mean().reset_index()
@@ -380,10 +396,12 @@ class Results:
         records = []
         for cell in self.selected[self.selected.method == self.choice.method].cell:
             rows, logits, unseen = self.arrays(cell, "validation/rows", "validation/logits", "unseen/rows")
-            correct = logits.argmax(1) == self.labels[rows]
+            judges = self._judges(cell, len(rows))
+            correct = (logits.argmax(1) == self.labels[rows])[judges]
             for name, nearness, role in sets if len(unseen) else sets[1:]:
-                for detector in self.plan["detectors"]:
+                for detector in self.detectors:
                     known, new = self.arrays(cell, f"validation/score/{detector}", f"{role}/score/{detector}")
+                    known = known[judges]
                     found = vars(ood_metrics(known, new))
                     values = {column: found[column] for column in _SEPARATION}
                     records.append(
@@ -401,16 +419,44 @@ class Results:
         frame = pd.DataFrame(records, columns=[*columns, "n", *_SEPARATION, "oscr", "aurc"])
         return frame.groupby(columns, sort=False).mean().reset_index()
 
+    @cached_property
+    def tuned(self) -> pd.DataFrame:
+        """Options that were chosen for the chosen method's runs: a row a (detector, chosen options), with `runs`, and
+        the AUROC on tuning data of these options and of the given ones, means over those runs."""
+        records = [
+            {
+                "detector": name,
+                "chosen": str(Spec.of(found["spec"])),
+                "auroc": found["auroc"],
+                "given_auroc": found["given_auroc"],
+            }
+            for facts in self.selected[self.selected.method == self.choice.method].facts
+            for name, found in facts.get("tuned", {}).items()
+        ]
+        columns = ["detector", "chosen", "auroc", "given_auroc"]
+        groups = pd.DataFrame(records, columns=columns).groupby(columns[:2], sort=False)
+        table = groups.agg(
+            runs=("auroc", "size"), auroc=("auroc", "mean"), given_auroc=("given_auroc", "mean")
+        )
+        return table.reset_index().sort_values(["detector", "runs"], ascending=[True, False], kind="stable")
+
+    def _judges(self, cell: str, count: int) -> np.ndarray:
+        """(count,) bool: rows of ID validation that did not choose options of detectors."""
+        if not self.plan.get("tuning"):
+            return np.ones(count, dtype=bool)
+        return ~self.arrays(cell, "validation/chose")[0]
+
     def _chosen_runs(self, domain: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """Of each run of the chosen method that judged an unseen domain: rows, logits and familiarity scores of
-        ID validation, and of that domain."""
-        names = ["rows", "logits", *(f"score/{name}" for name in self.plan["detectors"])]
+        ID validation (with `judges`, see `_judges`), and of that domain."""
+        names = ["rows", "logits", *(f"score/{name}" for name in self.detectors)]
         for cell in self.selected[self.selected.method == self.choice.method].cell:
             known, new = (
                 dict(zip(names, self.arrays(cell, *(f"{role}/{name}" for name in names)), strict=True))
                 for role in ("validation", "unseen")
             )
             inside = self.domain[new["rows"]] == self.domains.index(domain)
+            known["judges"] = self._judges(cell, len(known["rows"]))
             if inside.any():
                 yield known, {name: values[inside] for name, values in new.items()}
 
@@ -470,6 +516,8 @@ class Results:
             "estimates": _records(self.estimates),
             "familiarity": _records(self.familiarity),
             "unfamiliar": _records(self.unfamiliar),
+            "tuned": _records(self.tuned),
+            "deployed": self.deployed,
             "pitfalls": self.pitfalls(),
             "failed": _records(self.failed),
             "cells": {"done": int((self.cells.status == "done").sum()), "failed": len(self.failed)},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from unseen.detection import Detector
 from unseen.detection.metrics import ood_metrics
@@ -17,7 +18,7 @@ from unseen.networks import Bank, Network
 from unseen.registry import Spec, detectors
 from unseen.shifts.preprocessing import Preprocessing
 from unseen.studies.plan import drawn_value
-from unseen.studies.unfamiliar import row_hashes
+from unseen.studies.unfamiliar import require_apart, row_hashes
 from unseen.training.data import network_outputs
 
 
@@ -75,53 +76,93 @@ def tune_detector(
         {"the training data": train[0], "the tuning data": tuning, "the tuning's familiar data": familiar[0]},
         {**test, "the test's familiar data": familiar[1]},
     )
-    candidates = [given, *(_drawn(given, ranges, draw) for draw in range(1, draws + 1))]
-    built = [detectors.build(spec) for spec in candidates]
+    drawn = _drawn(given, draws)
+    built = {spec: detectors.build(spec) for spec in dict.fromkeys(drawn)}
 
-    def outputs(inputs: Any, observer: Detector) -> Bank:
-        return network_outputs(network, preprocessing, preprocessing.encode(inputs), observers=[observer])
+    def outputs(inputs: Any, observers: Sequence[Detector]) -> Bank:
+        return network_outputs(network, preprocessing, preprocessing.encode(inputs), observers=observers)
 
-    def banks(observer: Detector) -> list[Bank]:
-        found = [outputs(inputs, observer) for inputs in (train[0], familiar[0], tuning)]
-        found[0].labels = torch.as_tensor(train[1])
-        return found
-
-    shared = None if built[0].observes else banks(built[0])
-    found = []
-    for each in built:  # what observers keep of a pass depends on their options
-        learnt, inside, outside = shared or banks(each)
-        each.fit(learnt)
-        found.append(ood_metrics(each.score(inside), each.score(outside), confidence=None).auroc)
-    chosen = int(np.argmax(found))
+    learnt, inside, outside = (outputs(each, [*built.values()]) for each in (train[0], familiar[0], tuning))
+    learnt.labels = torch.as_tensor(train[1])
+    choice = choose(built, learnt, inside, outside)
+    found = [choice.aurocs[spec] for spec in drawn]
     table = pd.DataFrame(
-        {"draw": range(draws + 1), "detector": [str(spec) for spec in candidates], "tuning_auroc": found}
+        {"draw": range(draws + 1), "detector": [str(spec) for spec in drawn], "tuning_auroc": found}
     )
     rows = []
     for name, inputs in test.items():
-        own, other = (
-            ood_metrics(each.score(outputs(familiar[1], each)), each.score(outputs(inputs, each)))
-            for each in (built[chosen], built[0])
-        )
+        two = built[choice.spec], built[given]
+        known, new = outputs(familiar[1], two), outputs(inputs, two)
+        own, other = (ood_metrics(each.score(known), each.score(new)) for each in two)
         rows.append((name, own.n_unfamiliar, own.auroc, own.auroc_low, own.auroc_high, other.auroc))
     columns = ["set", "n", "auroc", "auroc_low", "auroc_high", "given_auroc"]
-    return TunedDetector(candidates[chosen], built[chosen], table, pd.DataFrame(rows, columns=columns))
+    return TunedDetector(choice.spec, built[choice.spec], table, pd.DataFrame(rows, columns=columns))
 
 
-def _drawn(spec: Spec, ranges: Mapping[str, Any], draw: int) -> Spec:
-    return spec.with_options(
-        **{name: drawn_value(ranges[name], f"{spec.name}.{name}", draw) for name in ranges}
-    )
+@dataclass(frozen=True)
+class ChosenOptions:
+    """The candidate with the highest AUROC on tuning data; NaN where one cannot be fitted on the data."""
+
+    spec: Spec
+    aurocs: dict[Spec, float]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As plain values: spec, auroc, given_auroc (of the given options), candidates (distinct ones)."""
+        given, *_ = self.aurocs.values()
+        return {
+            "spec": self.spec.to_json(),
+            "auroc": self.aurocs[self.spec],
+            "given_auroc": given,
+            "candidates": len(self.aurocs),
+        }
 
 
-def require_apart(used: Mapping[str, Any], judging: Mapping[str, Any]) -> None:
-    """Raise `InputError` where raw inputs that judge are, by their hash, among those that were used."""
-    seen = {name: set(row_hashes(inputs)) for name, inputs in used.items()}
-    for name, inputs in judging.items():
-        hashes = row_hashes(inputs)
-        for source, known in seen.items():
-            if shared := sum(each in known for each in hashes):
-                raise InputError(
-                    f"test data {name!r}",
-                    f"share {shared} of {len(hashes)} examples with {source}",
-                    "Judge on others: what chose cannot judge.",
-                )
+def candidates(detector: str | Spec, draws: int) -> dict[Spec, Detector]:
+    """The given options and those of `draws` draws from the detector's ranges, each once, unfitted."""
+    return {spec: detectors.build(spec) for spec in dict.fromkeys(_drawn(Spec.of(detector), draws))}
+
+
+def choose(built: Mapping[Spec, Detector], train: Bank, familiar: Bank, unfamiliar: Bank) -> ChosenOptions:
+    """Fit every candidate on `train` and keep the one that tells familiar from unfamiliar outputs best.
+
+    The first candidate has the given options, and wins ties. Another that cannot be fitted on these outputs, or gives
+    scores that are not finite, is left out.
+    """
+    found: dict[Spec, float] = {}
+    for number, (spec, detector) in enumerate(built.items()):
+        try:
+            inside, outside = (detector.fit(train).score(bank) for bank in (familiar, unfamiliar))
+        except InputError:
+            if number == 0:
+                raise
+            found[spec] = float("nan")
+            continue
+        whole = bool(torch.isfinite(inside).all() and torch.isfinite(outside).all())
+        found[spec] = ood_metrics(inside, outside, confidence=None).auroc if whole else float("nan")
+    return ChosenOptions(max(found, key=lambda spec: (found[spec] == found[spec], found[spec])), found)
+
+
+def tuning_half(inputs: Any, seed: int) -> Tensor:
+    """(N,) bool: the half of N familiar raw inputs that chooses; equal inputs are in the same half, by `seed`.
+
+    Raises `InputError` where there are fewer than two that differ.
+    """
+    names, group = np.unique(row_hashes(inputs), return_inverse=True)
+    if len(names) < 2:
+        raise InputError(
+            "ID validation",
+            f"has {len(names)} distinct example(s)",
+            "Tuning detectors takes two at least: one to choose, one to judge.",
+        )
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+    return (order < len(names) // 2)[torch.from_numpy(group)]
+
+
+def _drawn(spec: Spec, draws: int) -> list[Spec]:
+    """The given options, then a draw each; every option has a stream of its own."""
+    ranges = detectors[spec.name].search
+    return [spec] + [
+        spec.with_options(**{o: drawn_value(ranges[o], f"{spec.name}.{o}", draw) for o in ranges})
+        for draw in range(1, draws + 1)
+    ]

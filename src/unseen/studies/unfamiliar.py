@@ -1,10 +1,11 @@
-"""Data of other kinds that a study's models should find unfamiliar: near ones, far ones, held-out classes."""
+"""Data of other kinds that a study's models should find unfamiliar: near ones, far ones, held-out classes; and
+those on which options of detectors are chosen, which judge nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from unseen.errors import InputError, UnseenWarning, nearest
-from unseen.shifts import Shift
+from unseen.registry import Spec
+from unseen.shifts import Shift, Split
+from unseen.shifts.corruptions import CORRUPTIONS, corrupt
 from unseen.shifts.opening import open_shift
 from unseen.shifts.shift import count_rows, take
 
@@ -80,11 +83,12 @@ class Unfamiliar:
         """From a `Shift`, or what `open_shift` opens; at most `EXAMPLES` of them.
 
         "noise" stands for values drawn at random in the range of each of the study's channels or columns,
-        "scrambled" for its own examples with their pixels, columns or words in random order.
+        "scrambled" for its own examples with their pixels, columns or words in random order, and a corruption of
+        images such as "fog(severity=3)" for its own images under it (severity 5, unless said otherwise).
         """
         if isinstance(source, Unfamiliar):
             return source
-        if isinstance(source, str) and source in (NOISE, SCRAMBLED):
+        if isinstance(source, str) and is_made(source):
             return replace(cls.of(source, nearness, _made(source, shift), shift), source=source)
         other = open_shift(source) if isinstance(source, str) else source
         if other.kind != shift.kind:
@@ -95,6 +99,77 @@ class Unfamiliar:
             )
         found = cls.of(other.name, nearness, take(other.inputs, _evenly(len(other))), shift)
         return replace(found, source=source if isinstance(source, str) else None)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Unfamiliar data that choose options of detectors, and judge nothing.
+
+    draws  candidates besides the given options
+    """
+
+    data: Unfamiliar
+    draws: int = 20
+
+    @property
+    def key(self) -> str:
+        """Hash of what chooses, and among how many candidates."""
+        return f"{self.data.name} {self.data.key} {self.draws}"
+
+    @classmethod
+    def open(
+        cls, source: str | Shift | Unfamiliar, draws: int, shift: Shift, judging: Sequence[Unfamiliar]
+    ) -> Tuning:
+        """From what `Unfamiliar.open` takes; `judging` are the data that detectors are judged on.
+
+        Raises `InputError` where an example of theirs, or of the study's own, is among those that choose.
+        """
+        if draws < 1:
+            raise InputError("tuning draws", f"are {draws}", "Give a number from 1, such as 20.")
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UnseenWarning
+            )  # what they say of shared examples is an error here
+            data = Unfamiliar.open(source, "near", shift)
+        for other in judging:
+            if data.source is not None and data.source == other.source:
+                raise InputError(
+                    f"tuning data {data.name!r}",
+                    "are among those that judge",
+                    "Tune on others than you judge on.",
+                )
+        judges = {f"the unfamiliar data {other.name!r}": other.inputs for other in judging}
+        if data.source is None or not is_made(data.source):
+            judges["the study's own data"] = shift.inputs
+        used = set(row_hashes(data.inputs))
+        for name, inputs in judges.items():
+            if shared := len(used.intersection(row_hashes(inputs))):
+                raise InputError(
+                    f"tuning data {data.name!r}",
+                    f"share {shared} of {len(data)} examples with {name}",
+                    "Tune on others: what chose cannot judge.",
+                )
+        return cls(data, draws)
+
+    def inputs(self, split: Split) -> Any:
+        """Raw inputs; what is made of the study's own examples is made of those that are trained on."""
+        if self.data.source is None or not is_made(self.data.source):
+            return self.data.inputs
+        return _made(self.data.source, split.shift.subset(split.train))
+
+
+def require_apart(used: Mapping[str, Any], judging: Mapping[str, Any]) -> None:
+    """Raise `InputError` where raw inputs that judge are, by their hash, among those that were used."""
+    seen = {name: set(row_hashes(inputs)) for name, inputs in used.items()}
+    for name, inputs in judging.items():
+        hashes = row_hashes(inputs)
+        for source, known in seen.items():
+            if shared := sum(each in known for each in hashes):
+                raise InputError(
+                    f"test data {name!r}",
+                    f"share {shared} of {len(hashes)} examples with {source}",
+                    "Judge on others: what chose cannot judge.",
+                )
 
 
 def hold_out_classes(shift: Shift, names: Iterable[str]) -> tuple[Shift, Unfamiliar]:
@@ -144,10 +219,17 @@ def _evenly(count: int) -> Tensor:
     return torch.linspace(0, count - 1, min(count, EXAMPLES)).long()
 
 
+def is_made(source: str) -> bool:
+    """Whether it names data that are made of the study's own."""
+    return source in (NOISE, SCRAMBLED) or source.partition("(")[0] in CORRUPTIONS
+
+
 def _made(name: str, shift: Shift) -> Any:
-    """Noise, or scrambled examples of the study, always the same."""
+    """Noise, or examples of the study scrambled or corrupted, always the same."""
     generator = torch.Generator().manual_seed(0)
     some = take(shift.inputs, _evenly(len(shift)))
+    if name not in (NOISE, SCRAMBLED):
+        return _corrupted(name, some, shift.kind)
     if shift.kind == "image" or (shift.kind == "array" and isinstance(some, (Tensor, np.ndarray))):
         values = torch.as_tensor(np.asarray(some))
         if name == SCRAMBLED:
@@ -170,6 +252,21 @@ def _made(name: str, shift: Shift) -> Any:
         f"cannot be made of data of kind {shift.kind!r}",
         "Images and arrays have both, texts can be scrambled: give other data by name or path.",
     )
+
+
+def _corrupted(name: str, some: Any, kind: str) -> Tensor:
+    if kind != "image":
+        raise InputError(
+            f"unfamiliar data {name!r}",
+            f"cannot be made of data of kind {kind!r}",
+            "Corruptions are of images.",
+        )
+    spec = Spec.of(name)
+    if unknown := spec.options.keys() - {"severity"}:
+        raise InputError(
+            f"unfamiliar data {name!r}", f"have an unknown option {min(unknown)!r}", "Give severity."
+        )
+    return corrupt(torch.as_tensor(np.asarray(some)), spec.name, spec.options.get("severity", 5))
 
 
 def opened(
