@@ -46,6 +46,8 @@ def test_a_recipe_and_the_same_command_again(models, command, tmp_path):
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
     said = command("merge", recipe, "--method", "ties", "-o", tmp_path / "out")
     assert said.code == 2 and "--method: can't be given with a recipe" in said.err
+    said = command("merge", recipe, "-t", 0, "-o", tmp_path / "out")
+    assert said.code == 2 and said.err.startswith("error: -t: can't be given with a recipe")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from unseen.errors import InputError
+from unseen.averaging import snapshot
+from unseen.errors import InputError, UnseenWarning
 from unseen.merging import merge
 
 
@@ -125,3 +126,27 @@ def test_what_is_not_a_tensor_is_refused():
 def test_empty_tensors_are_kept():
     empty = {"x": torch.zeros(0, 3)}
     assert merge([empty, empty], "slerp")["x"].shape == (0, 3)
+
+
+def network_with_statistics(seed):
+    torch.manual_seed(seed)
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    network(torch.randn(20, 2) + seed)
+    return network
+
+
+def test_batch_statistics_that_differ_are_averaged_with_a_warning(recwarn):
+    a, b = (snapshot(network_with_statistics(seed)) for seed in (0, 1))
+    merge([a, {**b, "1.running_mean": a["1.running_mean"]}], "linear")
+    assert not recwarn.list
+    with pytest.warns(UnseenWarning, match="batch statistics differ.*estimate them anew"):
+        merged = merge([a, b], "linear")
+    torch.testing.assert_close(merged["1.running_mean"], (a["1.running_mean"] + b["1.running_mean"]) / 2)
+    assert merged["1.num_batches_tracked"] == 1 and merged["1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_numbers_too_large_for_the_type_are_refused(make_state):
+    big = {"w": torch.tensor([70000.0, 1.0])}
+    with pytest.raises(InputError, match="tensor 'w': has numbers too large for torch.float16"):
+        merge([big, big], "linear", dtype=torch.float16)
+    assert merge([big, big], "linear", dtype=torch.bfloat16)["w"].isfinite().all()

@@ -240,6 +240,45 @@ def test_another_order_of_classes_is_refused(make_state, write_model, tmp_path):
     merge_to_disk(Recipe.of([a, d], "linear"), tmp_path / "out")
 
 
+def test_a_model_that_says_nothing_hides_no_disagreement(make_state, write_model, tmp_path):
+    def model(number, names=None, token=None):
+        files = {} if token is None else {"tokenizer__json": json.dumps({"model": {"vocab": {token: 0}}})}
+        config = None if names is None else {"id2label": dict(enumerate(names))}
+        return write_model(tmp_path / str(number), make_state(number), config=config, **files)
+
+    silent = model(0)
+    with pytest.raises(InputError, match="orders its classes otherwise"):
+        models = [model(1, ["cat", "dog"]), silent, model(2, ["dog", "cat"])]
+        merge_to_disk(Recipe.of(models, "linear"), tmp_path / "out")
+    with pytest.raises(InputError, match="tokenizer of .*differs"):
+        models = [model(3, token="a"), silent, model(4, token="b")]
+        merge_to_disk(Recipe.of(models, "linear"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_batch_statistics_that_differ_are_told_once(make_state, write_model, tmp_path, recwarn):
+    def model(number, mean):
+        statistics = {"norm.running_mean": torch.full((3,), mean), "norm.running_var": torch.ones(3)}
+        return write_model(tmp_path / str(number), make_state(number) | statistics)
+
+    a, b, same = model(0, 0.0), model(1, 1.0), model(2, 0.0)
+    merge_to_disk(Recipe.of([a, same], "linear"), tmp_path / "same")
+    assert not recwarn.list
+    with pytest.warns(UnseenWarning, match="batch statistics differ.*estimate them anew") as told:
+        merge_to_disk(Recipe.of([a, b], "linear"), tmp_path / "out")
+    assert len(told) == 1
+
+
+def test_numbers_too_large_for_the_type_leave_no_file(make_state, write_model, tmp_path):
+    state = make_state(0)
+    state["lm_head.weight"] = 1e6 * state["lm_head.weight"]
+    path = write_model(tmp_path / "a", state)
+    with pytest.raises(InputError, match="'lm_head.weight': has numbers too large for torch.float16"):
+        merge_to_disk(Recipe.of([path], "linear", dtype="float16"), tmp_path / "out")
+    assert not list(tmp_path.glob("out/*.safetensors"))
+    merge_to_disk(Recipe.of([path], "linear", dtype="bfloat16"), tmp_path / "out2")
+
+
 # Model folders of this library --------------------------------------------------------------------
 
 

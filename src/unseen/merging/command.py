@@ -135,9 +135,10 @@ def _extract_lora(
 def _require_none(chosen: dict[str, Any], extrapolate: bool, beside: str, remedy: str) -> None:
     from unseen.errors import InputError
 
-    given = [name for name, value in chosen.items() if value] + (["extrapolate"] if extrapolate else [])
+    given = [name for name, value in chosen.items() if value not in (None, [])]
+    given += ["extrapolate"] if extrapolate else []
     if given:
-        names = ", ".join(f"--{name}" for name in given)
+        names = ", ".join("-t" if name == "t" else f"--{name}" for name in given)
         raise InputError(names, f"can't be given with {beside}", remedy)
 
 

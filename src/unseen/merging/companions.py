@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -43,11 +42,11 @@ def check_companions(plan: Plan) -> None:
     """Raise `InputError` when classes stand in another order, token numbers mean other tokens, or the files that
     go with the result could not be written."""
     with_folder = [each for each in plan.checkpoints.values() if each.folder is not None]
-    for first, other in itertools.pairwise(with_folder):
-        _check_classes(first, other)
-        _check_tokenizers(first, other)
-        if is_own(first) and is_own(other):
-            _check_own(first, other)
+    _check_classes(with_folder)
+    _check_tokenizers(with_folder)
+    own = [each for each in with_folder if is_own(each)]
+    for other in own[1:]:
+        _check_own(own[0], other)
     if CONFIG in companion_names(plan):
         _config(plan)
 
@@ -122,19 +121,23 @@ def _description(plan: Plan, out: Path, record: dict[str, Any]) -> dict[str, Any
     return {**description, **changes}
 
 
-def _check_classes(first: Checkpoint, other: Checkpoint) -> None:
-    a, b = _classes(first), _classes(other)
-    if a is None or b is None or a == b:
-        return
-    if sorted(a) == sorted(b):
-        place = next(index for index, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
-        problem = f"orders its classes otherwise than {first.label}: output {place} is {b[place]!r}, not {a[place]!r}"
-        remedy = "Permute the rows of its head, or train it with the same order."
-    else:
-        differ = sorted(set(a) ^ set(b))
-        problem = f"has other classes than {first.label} ({', '.join(map(repr, differ[:5]))} differ)"
-        remedy = "Merge models of the same classes."
-    raise InputError(f"model {other.label}", problem, remedy)
+def _check_classes(checkpoints: list[Checkpoint]) -> None:
+    """All that name their classes against the first that does: one without names may stand between them."""
+    named = [(each, names) for each in checkpoints if (names := _classes(each)) is not None]
+    for other, b in named[1:]:
+        first, a = named[0]
+        if a == b:
+            continue
+        if sorted(a) == sorted(b):
+            place = next(index for index, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+            problem = f"orders its classes otherwise than {first.label}: "
+            problem += f"output {place} is {b[place]!r}, not {a[place]!r}"
+            remedy = "Permute the rows of its head, or train it with the same order."
+        else:
+            differ = sorted(set(a) ^ set(b))
+            problem = f"has other classes than {first.label} ({', '.join(map(repr, differ[:5]))} differ)"
+            remedy = "Merge models of the same classes."
+        raise InputError(f"model {other.label}", problem, remedy)
 
 
 def _classes(checkpoint: Checkpoint) -> list[str] | None:
@@ -164,15 +167,18 @@ def _check_own(first: Checkpoint, other: Checkpoint) -> None:
         )
 
 
-def _check_tokenizers(first: Checkpoint, other: Checkpoint) -> None:
+def _check_tokenizers(checkpoints: list[Checkpoint]) -> None:
+    """All that have a vocabulary against the first that has it."""
     for name in VOCABULARIES:
-        a, b = (each.folder / name for each in (first, other))  # type: ignore[operator]
-        if a.is_file() and b.is_file() and _vocabulary(a) != _vocabulary(b):
-            raise InputError(
-                f"tokenizer of {other.label}",
-                f"differs from that of {first.label} ({name}): the same row of the embedding is another token",
-                "Merge models of one tokenizer, or bring them to one vocabulary first.",
-            )
+        holders = [each for each in checkpoints if (each.folder / name).is_file()]  # type: ignore[operator]
+        expected = _vocabulary(holders[0].folder / name) if len(holders) > 1 else None  # type: ignore[operator]
+        for other in holders[1:]:
+            if _vocabulary(other.folder / name) != expected:  # type: ignore[operator]
+                raise InputError(
+                    f"tokenizer of {other.label}",
+                    f"differs from that of {holders[0].label} ({name}): the same row of the embedding is another token",
+                    "Merge models of one tokenizer, or bring them to one vocabulary first.",
+                )
 
 
 def _vocabulary(path: Path) -> Any:

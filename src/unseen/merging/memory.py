@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unseen.errors import InputError
+from unseen.errors import InputError, UnseenWarning
 from unseen.merging.base import Method
 from unseen.merging.checkpoints import (
     Checkpoint,
@@ -47,7 +48,8 @@ def merge(
     dtype   of the result; default the first model's (the base's), tensor by tensor
 
     Arithmetic is in float32 (float64 where a model is). Tensors that are not floating point (counters, masks)
-    are not averaged: they are the base's, or the first model's. Tied tensors stay tied.
+    are not averaged: they are the base's, or the first model's. Tied tensors stay tied. Batch statistics that differ
+    are averaged with a warning, as they fit no merged weights: estimate them anew.
 
         merge([a, b, c], "ties", base=start, density=0.2, weight=[0.5, 0.3, 0.2])
     """
@@ -59,6 +61,24 @@ def merge(
     check_fisher(chosen, len(opened), len(information))
     every = [*opened, *([] if root is None else [root])]
     check_same_tensors(every)
+    for name in every[0].tensors:
+        if warn_of_statistics(name, (each.read(name) for each in every)):
+            break
+    return merge_opened(chosen, opened, root, information, seed=seed, dtype=dtype)
+
+
+@torch.no_grad()
+def merge_opened(
+    chosen: Method,
+    opened: Sequence[Checkpoint],
+    root: Checkpoint | None = None,
+    information: Sequence[Checkpoint] = (),
+    *,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """`merge` of opened checkpoints, for those who estimate batch statistics themselves."""
+    check_same_tensors([*opened, *([] if root is None else [root])])
     leading = root or opened[0]
     for each in information:
         check_covers(each, leading)
@@ -79,7 +99,7 @@ def merge(
             fisher=[_reader(each, name) for each in information],
             seed=seed,
         )
-        result[name] = merged.to(dtype or info.dtype)
+        result[name] = in_type(merged, dtype or info.dtype, name)
     return result
 
 
@@ -113,6 +133,33 @@ def merge_tensor(
             f"tensor {name!r}", f"became NaN by method {method.name!r}", "Are there infinite weights?"
         )
     return merged
+
+
+def in_type(merged: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The merged tensor as it is stored. Raises `InputError` when numbers are too large for the type."""
+    stored = merged.to(dtype)
+    small = torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max
+    if small and bool(merged.isfinite().all()) and not bool(stored.float().isfinite().all()):
+        raise InputError(
+            f"tensor {name!r}", f"has numbers too large for {dtype}", "Choose bfloat16 or float32."
+        )
+    return stored
+
+
+def warn_of_statistics(name: str, tensors: Iterable[Tensor]) -> bool:
+    """Warn, and say so, when a running mean of batch normalisation is not the same in all models."""
+    if not name.endswith("running_mean"):
+        return False
+    first, *others = tensors
+    differ = any(not torch.equal(first, other) for other in others)
+    if differ:
+        warnings.warn(
+            f"batch statistics differ ({name!r}), and their mean fits no merged weights: estimate them anew on "
+            "training inputs (unseen.averaging.estimate_batch_statistics) before the model is used",
+            UnseenWarning,
+            stacklevel=3,
+        )
+    return differ
 
 
 def is_merged(info: TensorInfo) -> bool:

@@ -20,7 +20,16 @@ from unseen.merging.checkpoints import (
     missing,
     open_checkpoint,
 )
-from unseen.merging.memory import Read, check_covers, check_fisher, is_merged, merge_tensor, with_base
+from unseen.merging.memory import (
+    Read,
+    check_covers,
+    check_fisher,
+    in_type,
+    is_merged,
+    merge_tensor,
+    warn_of_statistics,
+    with_base,
+)
 from unseen.merging.recipe import Parameters, Recipe, Slice, Source, evaluate
 
 FIRST = ("emb", "wte", "wpe", "cls_token")
@@ -80,7 +89,7 @@ class Job:
             fisher=[part.reader(stretch) for part in self.fisher],
             seed=seed,
         )
-        return merged.to(self.info.dtype)
+        return in_type(merged, self.info.dtype, self.name)
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,14 @@ class Plan:
     leading: Checkpoint
     layers: int | None = field(default=None)
     """Number of layers of the result, when layers were chosen."""
+
+
+def warn_of_batch_statistics(made: Plan) -> None:
+    """Warn, once, when running means of batch normalisation are about to be averaged that differ."""
+    for job in made.jobs:
+        parts = [*job.parts, *([job.base] if job.base else [])]
+        if warn_of_statistics(job.name, (part.reader(None)()[0] for part in parts)):
+            return
 
 
 def plan(recipe: Recipe) -> Plan:

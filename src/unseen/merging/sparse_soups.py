@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from unseen.averaging import StateDict, estimate_batch_statistics, has_batch_statistics, snapshot
 from unseen.errors import InputError
+from unseen.merging.base import Method
+from unseen.merging.checkpoints import open_checkpoint
 from unseen.merging.geometry import compare
-from unseen.merging.memory import merge
+from unseen.merging.memory import merge_opened
 from unseen.merging.soups import greedy_soup
 from unseen.networks.pruning import (
     Masks,
@@ -169,7 +171,7 @@ class SparseSoup:
     ) -> tuple[tuple[float, ...] | None, tuple[int, ...], StateDict]:
         everyone = tuple(range(len(states)))
         if self.evaluate is None:
-            return None, everyone, merge(states, "uniform_soup")
+            return None, everyone, _mean(states)
         evaluate = self.evaluate
 
         def score(state: StateDict) -> float:
@@ -179,7 +181,7 @@ class SparseSoup:
 
         scores = [score(state) for state in states]
         if self.merge == "uniform":
-            return tuple(scores), everyone, merge(states, "uniform_soup")
+            return tuple(scores), everyone, _mean(states)
         soup = greedy_soup(states, score, scores=scores)
         return tuple(scores), soup.members, soup.state
 
@@ -212,7 +214,7 @@ def candidate_geometry(
     if len(states) < 2:
         return 0.0, 0.0
     weights = [{name: state[name] for name in masks} for state in states]
-    distance = compare([*weights, merge(weights, "uniform_soup")]).distance[-1, :-1].mean()
+    distance = compare([*weights, _mean(weights)]).distance[-1, :-1].mean()
     angles = compare(weights, base={name: base[name] for name in masks}).angle
     rows, columns = torch.triu_indices(len(states), len(states), offset=1)
     return float(distance), float(angles[rows, columns].mean())
@@ -228,10 +230,15 @@ def reprune(
     """
     check_sparsity(sparsity)
     mean = copy.deepcopy(models[0])
-    mean.load_state_dict(merge([model.state_dict() for model in models], "uniform_soup"))
+    mean.load_state_dict(_mean([model.state_dict() for model in models]))
     masks = pruner(mean, sparsity)
     prune(mean, masks)
     return snapshot(mean), masks
+
+
+def _mean(states: Sequence[Mapping[str, Tensor]]) -> StateDict:
+    opened = [open_checkpoint(state, f"member {index}") for index, state in enumerate(states)]
+    return merge_opened(Method.of("uniform_soup"), opened)
 
 
 def _pruned_norm(model: nn.Module, masks: Masks) -> float:

@@ -25,7 +25,7 @@ import unseen
 from unseen.errors import InputError
 from unseen.merging.checkpoints import DTYPES, OWN_WEIGHTS
 from unseen.merging.companions import check_companions, companion_names, copy_companions, is_own
-from unseen.merging.plan import Job, Plan, plan
+from unseen.merging.plan import Job, Plan, plan, warn_of_batch_statistics
 from unseen.merging.recipe import Recipe
 
 SHARD_BYTES = 5_000_000_000
@@ -63,11 +63,12 @@ def merge_to_disk(
     progress     called with (bytes done, bytes in all) after every tensor
 
     Raises `InputError` before anything is written when inputs do not fit together, when `out` holds something
-    else, or when the disk has too little room.
+    else, or when the disk has too little room. Warns of batch statistics that differ, as `merge` does.
     """
     out = Path(out)
     made = plan(recipe)
     check_companions(made)
+    warn_of_batch_statistics(made)
     print_before = fingerprint(made, seed, shard_bytes)
     single = out.suffix == ".safetensors"
     folder = out.parent if single else out
