@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from unseen.adaptation.augmentations import shuffle_patches
-from unseen.adaptation.base import GradientAdaptation
-from unseen.adaptation.normalisation import normalisation_parameters
 from unseen.adaptation.output_losses import softmax_entropy
+from unseen.adaptation.reliable_entropy import ReliableEntropy, mean_over
 from unseen.adaptation.sar import LAST_STAGES
 from unseen.registry import adaptation
 from unseen.shifts.batch import Inputs
@@ -28,7 +27,7 @@ def probability_drop(logits: Tensor, destroyed: Tensor) -> Tensor:
     paper="Lee et al. 2024, arXiv 2403.07366",
     search={"learning_rate": ("log", 1e-5, 1e-2), "drop": ("choice", [0.1, 0.2, 0.3, 0.5])},
 )
-class DeYO(GradientAdaptation):
+class DeYO(ReliableEntropy):
     """For images (B, C, H, W). Defaults are those of the authors' code for ImageNet-C with ResNet-50.
 
     entropy_share  tau_Ent as a share of ln C: examples of at least this entropy are left out
@@ -55,29 +54,24 @@ class DeYO(GradientAdaptation):
         *,
         seed: int = 0,
     ):
-        self.entropy_share, self.drop, self.weight_share = entropy_share, drop, weight_share
-        self.patches, self.skip = patches, skip
+        self.drop, self.weight_share, self.patches = drop, weight_share, patches
         super().__init__(
             network,
             learning_rate=learning_rate,
-            optimizer="sgd",
             momentum=momentum,
+            entropy_share=entropy_share,
+            skip=skip,
             steps=steps,
             prior=prior,
             seed=seed,
         )
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return normalisation_parameters(self.network, self.skip)
-
     def loss(self, x: Inputs) -> tuple[Tensor, Tensor | None]:
         logits = self.network(x)
-        most, entropy = math.log(logits.shape[1]), softmax_entropy(logits)
+        entropy = softmax_entropy(logits)
         with torch.no_grad():
             destroyed = self.network(shuffle_patches(x, self.patches, self.generator))
             drop = probability_drop(logits, destroyed)
-            chosen = (entropy < self.entropy_share * most) & (drop > self.drop)
-            weights = (self.weight_share * most - entropy).exp() + drop.exp()
-        if not chosen.any():
-            return logits, None
-        return logits, (weights * entropy)[chosen].mean()
+            chosen = (entropy < self.threshold(logits)) & (drop > self.drop)
+            weights = (self.weight_share * math.log(logits.shape[1]) - entropy).exp() + drop.exp()
+        return logits, mean_over(weights * entropy, chosen)

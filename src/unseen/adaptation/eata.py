@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from unseen.adaptation.base import GradientAdaptation, State
+from unseen.adaptation.base import State
 from unseen.adaptation.output_losses import softmax_entropy
+from unseen.adaptation.reliable_entropy import ReliableEntropy, mean_over, moving_average
 from unseen.errors import InputError
 from unseen.registry import adaptation
 from unseen.shifts.batch import Inputs
-
-MOMENTUM = 0.9
-"""Of the moving average of predictions (equation 4 and the authors' code)."""
 
 
 def sample_weights(logits: Tensor, average: Tensor | None, threshold: float, similarity: float) -> Tensor:
@@ -44,7 +41,7 @@ def sample_weights(logits: Tensor, average: Tensor | None, threshold: float, sim
         "fisher_weight": ("log", 1.0, 5000.0),
     },
 )
-class EATA(GradientAdaptation):
+class EATA(ReliableEntropy):
     """Defaults are the paper's for ImageNet-C; for CIFAR-10-C it has similarity 0.4, fisher_weight 1.
 
     entropy_share  E_0 as a share of ln C, the largest entropy
@@ -68,12 +65,12 @@ class EATA(GradientAdaptation):
         *,
         seed: int = 0,
     ):
-        self.entropy_share, self.similarity, self.fisher_weight = entropy_share, similarity, fisher_weight
+        self.similarity, self.fisher_weight = similarity, fisher_weight
         super().__init__(
             network,
             learning_rate=learning_rate,
-            optimizer="sgd",
             momentum=momentum,
+            entropy_share=entropy_share,
             steps=steps,
             prior=prior,
             seed=seed,
@@ -110,16 +107,15 @@ class EATA(GradientAdaptation):
             )
         logits, average = self.network(x), self.memory["average"]
         with torch.no_grad():
-            weights = sample_weights(
-                logits, average, self.entropy_share * math.log(logits.shape[1]), self.similarity
-            )
+            weights = sample_weights(logits, average, self.threshold(logits), self.similarity)
             chosen = weights > 0
-            if not chosen.any():
-                return logits, None
-            mean = logits[chosen].softmax(1).mean(0)
-            self.memory["average"] = mean if average is None else MOMENTUM * average + (1 - MOMENTUM) * mean
-        loss = (weights * softmax_entropy(logits)).sum() / chosen.sum()
-        return logits, loss + self._penalty() if self.fisher_weight else loss
+        loss = mean_over(weights * softmax_entropy(logits), chosen)
+        if loss is not None:
+            learnt = logits.detach()[chosen].softmax(1).mean(0)
+            self.memory["average"] = moving_average(average, learnt)
+            if self.fisher_weight:
+                loss = loss + self._penalty()
+        return logits, loss
 
     def _penalty(self) -> Tensor:
         """beta sum of Fisher times squared distance from the trained weights (equation 8)."""

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from unseen.adaptation.base import GradientAdaptation, State
-from unseen.adaptation.normalisation import normalisation_parameters
+from unseen.adaptation.base import State
 from unseen.adaptation.output_losses import softmax_entropy
+from unseen.adaptation.reliable_entropy import ReliableEntropy, mean_over, moving_average
 from unseen.registry import adaptation
 from unseen.shifts.batch import Inputs
 
 LAST_STAGES = ("layer4", "blocks.9", "blocks.10", "blocks.11")
 """Of torchvision's ResNets and ViT-B, under the names that the authors leave out: changes there do most harm."""
-
-MOMENTUM = 0.9
-"""Of the moving average of the loss that recovery watches."""
 
 
 @adaptation.register(
@@ -26,7 +21,7 @@ MOMENTUM = 0.9
     paper="Niu et al. 2023, arXiv 2302.12400",
     search={"learning_rate": ("log", 1e-5, 1e-2), "radius": ("log", 0.01, 0.5)},
 )
-class SAR(GradientAdaptation):
+class SAR(ReliableEntropy):
     """Defaults are the paper's for ResNet-50; for ViT it has a learning rate of 0.001.
 
     entropy_share  E_0 as a share of ln C: examples of at least this entropy are left out, before and after the climb
@@ -51,19 +46,17 @@ class SAR(GradientAdaptation):
         *,
         seed: int = 0,
     ):
-        self.entropy_share, self.radius, self.recovery, self.skip = entropy_share, radius, recovery, skip
+        self.radius, self.recovery = radius, recovery
         super().__init__(
             network,
             learning_rate=learning_rate,
-            optimizer="sgd",
             momentum=momentum,
+            entropy_share=entropy_share,
+            skip=skip,
             steps=steps,
             prior=prior,
             seed=seed,
         )
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return normalisation_parameters(self.network, self.skip)
 
     def begin(self) -> State:
         return {"average": None}
@@ -75,40 +68,39 @@ class SAR(GradientAdaptation):
         return logits
 
     def _learn(self, x: Inputs, logits: Tensor) -> None:
-        threshold = self.entropy_share * math.log(logits.shape[1])
-        entropy = softmax_entropy(logits)
+        threshold, entropy = self.threshold(logits), softmax_entropy(logits)
         reliable = entropy < threshold
-        if not reliable.any():
+        loss = mean_over(entropy, reliable)
+        if loss is None:
             return
         parameters = list(self._parameters.values())
         before = [p.detach().clone() for p in parameters]
-        gradients = _gradients(entropy[reliable].mean(), parameters)
+        gradients = _gradients(loss, parameters)
         scale = self.radius / (torch.stack([g.norm() for g in gradients]).norm() + 1e-12)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.add_(scale * gradient)
-        entropy = softmax_entropy(self.network(x))[reliable]
-        still = entropy < threshold
-        loss = entropy[still].mean() if still.any() else None
+        entropy = softmax_entropy(self.network(x))
+        loss = mean_over(entropy, reliable & (entropy < threshold))
         if loss is not None:
             gradients = _gradients(loss, parameters)
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.copy_(value)
-        if loss is None:
-            return
+        if loss is not None:
+            self._step(gradients)
+            self._recover(loss.item())
+
+    def _step(self, gradients: tuple[Tensor, ...]) -> None:
         assert self.optimizer is not None
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._recover(loss.item())
 
     def _recover(self, loss: float) -> None:
-        average = self.memory["average"]
-        average = loss if average is None else MOMENTUM * average + (1 - MOMENTUM) * loss
-        self.memory["average"] = average
-        if average < self.recovery:
+        self.memory["average"] = moving_average(self.memory["average"], loss)
+        if self.memory["average"] < self.recovery:
             self.reset()
 
 
