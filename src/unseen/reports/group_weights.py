@@ -65,7 +65,7 @@ def plot_group_weights(weights: Any, group: Any, names: Sequence[str] = ()) -> A
         axes.plot([own.mean()], [row], "D", color="#d55e00", markersize=6)
     axes.set_yticks(range(len(present)), [called(number) for number in present])
     axes.set_ylim(-0.6, len(present) - 0.4)
-    axes.set_xlabel("weight of a training example (1: the mean of all); diamond: mean of the group")
+    axes.set_xlabel("weight (mean of all: 1); diamond: mean of the group")
     axes.set_xlim(left=0)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
