@@ -138,3 +138,7 @@ class TestFullScale:
         rows = LAPTReproduction().measure("all", 0, "full")
         assert {row.condition for row in rows} == {c.name for c in LAPTReproduction.conditions}
         assert {row.metric for row in rows} == set(LAPTReproduction.metrics)
+        (tmp_path / "candidates.txt").unlink()
+        pools = {"nouns": others[:1], "adjectives": others[1:]}
+        monkeypatch.setattr("unseen.papers.lapt.wordnet_candidates", lambda: pools)
+        assert LAPTReproduction().measure("all", 0, "full") == rows

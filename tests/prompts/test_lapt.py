@@ -123,6 +123,7 @@ def test_batches_without_one_kind_are_told(clip):
         (lambda x, y: (x, y + 1), "labels"),
         (lambda x, y: (x, y - 1), "labels"),
         (lambda x, y: (x, y[:-1]), "labels"),
+        (lambda x, y: (x[:0], y[:0]), "images"),
         (lambda x, y: (x[y < 2], y[y < 2]), "images"),
         (lambda x, y: (x[y >= 2], y[y >= 2]), "images"),
         (lambda x, y: (x, y, y < 2), "is_negative"),
@@ -136,7 +137,12 @@ def test_data_that_cannot_be_trained_on_is_named(clip, change, subject):
 
 @pytest.mark.parametrize(
     ("options", "subject"),
-    [({"beta": -1.0}, "beta"), ({"cross_modal": -0.1}, "cross_modal"), ({"epochs": 0}, "epochs")],
+    [
+        ({"beta": -1.0}, "beta"),
+        ({"cross_modal": -0.1}, "cross_modal"),
+        ({"epochs": 0}, "epochs"),
+        ({"templates": ()}, "templates"),
+    ],
 )
 def test_options_out_of_range_are_named(clip, options, subject):
     with pytest.raises(InputError) as error:

@@ -154,6 +154,13 @@ class TestJudgement:
         with pytest.raises(InputError, match="'cat'"):
             BaseToNew(clip, data, KNOWN, data, ["cat", "sky"])
 
+    def test_labels_number_the_names_of_their_own_group(self, clip, data):
+        x, y = data
+        with pytest.raises(InputError, match="new labels"):
+            BaseToNew(clip, data, KNOWN, (x, y + len(KNOWN)), NEW)
+        with pytest.raises(InputError, match="base labels"):
+            BaseToNew(clip, (x, y[:-1]), KNOWN, (x, y % len(NEW)), NEW)
+
 
 def test_predictions_are_probabilities_of_any_names(clip, data):
     tuner = PromptTuner(clip, KNOWN, epochs=1).fit(*data)

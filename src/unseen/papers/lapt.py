@@ -26,6 +26,7 @@ from unseen.prompts import (
     ZeroShotOOD,
     image_features,
     mine_negative_labels,
+    wordnet_candidates,
 )
 from unseen.registry import papers
 from unseen.shifts.sampling import derive_seed
@@ -97,9 +98,9 @@ class LAPTReproduction(Reproduction):
         ".917 for samples only, .926 with cross-modal mixing, .917 for a shared prompt, .931 for LAPT.",
         not_here="ImageNet, web-scale CLIP, text-to-image synthesis, WordNet's negatives: no figure of the paper.",
         full="$UNSEEN_CLIP, a dual encoder such as transformers:openai/clip-vit-base-patch16; $UNSEEN_LAPT, a folder "
-        "with names.txt, candidates.txt, train/NAME/*, test/id/NAME/*, test/shifted/NAME/*, test/near/*/*, "
-        "test/far/*/* (the paper: ImageNet-1K, WordNet, SDXL images, OpenOOD 1.5). 1,000 negative names. One GPU "
-        "of 24 GiB.",
+        "with names.txt, candidates.txt (without it: nltk's WordNet), train/NAME/*, test/id/NAME/*, "
+        "test/shifted/NAME/*, test/near/*/*, test/far/*/* (the paper: ImageNet-1K, WordNet, SDXL images, "
+        "OpenOOD 1.5). 1,000 negative names. One GPU of 24 GiB.",
     )
     conditions = (
         Condition("MCM", "baseline", "class names alone, hand prompt"),
@@ -360,11 +361,10 @@ def _full_rows(seed: int, negatives: int = 1000, epochs: int = EPOCHS) -> list[R
             "UNSEEN_CLIP", "is not set", 'Name an encoder: "transformers:openai/clip-vit-base-patch16".'
         )
     clip = promptable(dual_encoder(os.environ["UNSEEN_CLIP"]))
-    names, candidates = (
-        (folder / f"{what}.txt").read_text(encoding="utf-8").split("\n") for what in ("names", "candidates")
-    )
-    names, candidates = ([line.strip() for line in part if line.strip()] for part in (names, candidates))
-    mined = mine_negative_labels(clip, names, candidates, min(negatives, len(candidates)))
+    names, given = _lines(folder / "names.txt"), folder / "candidates.txt"
+    candidates = {"candidates": _lines(given)} if given.is_file() else wordnet_candidates()
+    most = sum(len(words) for words in candidates.values())
+    mined = mine_negative_labels(clip, names, candidates, min(negatives, most))
     features, labels = folder_features(clip, folder / "train", [*names, *mined])
     familiar, shifted = (folder_features(clip, folder / "test" / part, names) for part in ("id", "shifted"))
     near, far = (folder_features(clip, folder / "test" / part, None)[0] for part in ("near", "far"))
@@ -379,6 +379,11 @@ def _full_rows(seed: int, negatives: int = 1000, epochs: int = EPOCHS) -> list[R
 
     groups = min(100, len(mined))
     return detection_rows(clip, names, mined, pictures, judge, seed, groups=groups, noise=0, epochs=epochs)
+
+
+def _lines(path: Any) -> list[str]:
+    """Lines of a text file, without empty ones."""
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def folder_features(clip: Any, folder: Any, names: Sequence[str] | None) -> Labelled:

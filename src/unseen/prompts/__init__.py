@@ -13,6 +13,7 @@ from unseen.prompts.regularizers import PromptRegularizer, PromptStart, PromptSt
 from unseen.prompts.text import PromptableEncoder, PromptableText, Tokens
 from unseen.prompts.tuner import Epoch, PromptTuner
 from unseen.prompts.unknown_classes import ClassStatistics, UnknownClassRegularizer, class_statistics
+from unseen.prompts.wordnet import wordnet_candidates
 from unseen.prompts.zero_shot_ood import ZeroShotOOD
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "image_features",
     "mine_negative_labels",
     "promptable",
+    "wordnet_candidates",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from unseen.errors import InputError
 from unseen.measures.calibration import calibration_error
 from unseen.networks.dual_encoder import DualEncoder
-from unseen.prompts.features import features_of
+from unseen.prompts.features import check_labels, features_of
 from unseen.prompts.text import check_names
 from unseen.prompts.zero_shot_ood import Prompts
 
@@ -41,7 +41,10 @@ class Judgement:
 
 
 class BaseToNew:
-    """Judges prompts on test images of base classes and of new ones; images are encoded once."""
+    """Judges prompts on test images of base classes and of new ones; images are encoded once.
+
+    Raises `InputError` for no images, a base class among the new ones, and labels that are no numbers of names.
+    """
 
     def __init__(
         self,
@@ -57,7 +60,8 @@ class BaseToNew:
         both = sorted(set(base_names) & set(new_names))
         if both:
             raise InputError("new names", f"hold the base class {both[0]!r}", "Give other classes.")
-        self.base, self.new = ((features_of(clip, x), y) for x, y in (base, new))
+        self.base = _encoded(clip, "base", base, self.base_names)
+        self.new = _encoded(clip, "new", new, self.new_names)
 
     @torch.no_grad()
     def __call__(self, prompts: Prompts) -> Judgement:
@@ -74,6 +78,11 @@ class BaseToNew:
 
     def _probabilities(self, images: Tensor, texts: Tensor) -> Tensor:
         return torch.softmax(self.scale * images @ texts.to(images).T, 1)
+
+
+def _encoded(clip: DualEncoder, part: str, examples: Examples, names: Sequence[str]) -> Examples:
+    features = features_of(clip, examples[0])
+    return features, check_labels(f"{part} labels", examples[1], len(features), len(names))
 
 
 def harmonic_mean(base: float, new: float) -> float:

@@ -31,6 +31,21 @@ def image_features(clip: DualEncoder, images: Tensor | Iterable[Tensor], *, batc
 def features_of(clip: DualEncoder, images: Tensor | Iterable[Tensor]) -> Tensor:
     """The same for images or for what already are features: a matrix (N, D), whose rows must be of length 1."""
     if isinstance(images, Tensor) and images.dim() == 2:
+        if not len(images):
+            raise InputError("images", "are none", "Give at least one.")
         check_unit("image features", images)
         return images.float()
     return image_features(clip, images)
+
+
+def check_labels(subject: str, labels: Tensor, count: int, classes: int) -> Tensor:
+    """The labels (count,) themselves; raises unless there is one an image, each a number of a class."""
+    if labels.shape != (count,):
+        raise InputError(subject, f"are {len(labels)} for {count} images", "Give one an image.")
+    if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise InputError(
+            subject,
+            f"lie in {labels.min().item()}..{labels.max().item()}",
+            f"Number the classes from 0 to {classes - 1}.",
+        )
+    return labels

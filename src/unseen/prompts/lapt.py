@@ -65,6 +65,10 @@ class LAPT:
         for name, count in (("epochs", epochs), ("batch_size", batch_size)):
             if count < 1:
                 raise InputError(name, f"is {count}", "Give a whole number from 1.")
+        if cross_modal and not templates:
+            raise InputError(
+                "templates", "are none to mix images with", "Give one at least, or cross_modal=0."
+            )
         self.clip, self.templates = clip, tuple(templates)
         self.prompts = DistributionAwarePrompts(clip, seed=seed) if prompts is None else prompts
         self.cross_modal, self.beta, self.alpha = cross_modal, beta, alpha

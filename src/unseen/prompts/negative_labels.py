@@ -45,7 +45,7 @@ def mine_negative_labels(
     """The n candidates whose `percentile` of cosines to the ID names is lowest, farthest first.
 
     candidates  words, or pools of them such as {"nouns": [...], "adjectives": [...]}, which contribute in
-                proportion to their sizes (largest remainders); nltk's WordNet has such lists
+                proportion to their sizes (largest remainders); `wordnet_candidates` gives those of WordNet
     percentile  in [0, 1]; below 1 so that one ID name that a word resembles by accident does not decide
     margin      candidates within this cosine distance of some ID name count as synonyms and are left out, beside
                 those that are an ID name in another case or number

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from unseen.averaging.local_mean_teacher import LocalMeanTeacher
 from unseen.errors import InputError
 from unseen.prompts.base_to_new import BaseToNew, Judgement
-from unseen.prompts.features import features_of
+from unseen.prompts.features import check_labels, features_of
 from unseen.prompts.learnt import LearntPrompts
 from unseen.prompts.negative_labels import TEMPLATE, encode_names, lemma
 from unseen.prompts.regularizers import PromptRegularizer, PromptStart, PromptStep
@@ -82,7 +82,7 @@ class PromptTuner:
         judged_epochs  epochs (from 1) after which that happens; None: the last alone
         """
         features = features_of(self.clip, images)
-        labels = self._checked(labels.to(features.device), len(features))
+        labels = check_labels("labels", labels.to(features.device), len(features), len(self.class_names))
         self._check_names_apart(judge)
         extra = () if self.regularizer is None else self.regularizer.names
         tokens = self.clip.embed_tokens([*self.class_names, *extra])
@@ -157,18 +157,6 @@ class PromptTuner:
     def _distance(self, images: Tensor, texts: Tensor, teacher: Tensor) -> Tensor:
         ours, theirs = (torch.softmax(self.clip.logit_scale * images @ t.T, 1) for t in (texts, teacher))
         return (ours - theirs).square().sum(1).mean()
-
-    def _checked(self, labels: Tensor, count: int) -> Tensor:
-        if len(labels) != count:
-            raise InputError("labels", f"are {len(labels)} for {count} images", "Give one an image.")
-        classes = len(self.class_names)
-        if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= classes:
-            raise InputError(
-                "labels",
-                f"lie in {labels.min().item()}..{labels.max().item()}",
-                f"Number the classes from 0 to {classes - 1}.",
-            )
-        return labels
 
     def _check_names_apart(self, judge: BaseToNew | None) -> None:
         """Names that the regularizer takes for unknown must be no known ones, nor, unless it says so, judged ones."""
