@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from unseen.errors import InputError, TrainingDiverged
+from unseen.errors import InputError, TrainingDiverged, UnseenWarning
 from unseen.training.feature_tuner import FeatureTuner
 
 PROBE = {"hidden_ratio": 0, "consistency": 0, "covariance": 0, "singular": 0, "learning_rate": 1e-2}
@@ -93,6 +93,14 @@ def test_pipelines_searches_names_and_pickles():
     assert list(tuner.transform(frame).columns) == [f"featuretuner{i}" for i in range(6)]
     copied = pickle.loads(pickle.dumps(tuner))
     assert np.array_equal(copied.predict_proba(frame), tuner.predict_proba(frame))
+
+
+def test_a_term_that_does_nothing_is_told():
+    x, y = examples(60)
+    with pytest.warns(UnseenWarning, match="a batch has 6 singular values"):
+        idle = FeatureTuner(epochs=2, top_k=6, singular=10.0).fit(x, y)
+    without = FeatureTuner(epochs=2, singular=0).fit(x, y)
+    np.testing.assert_allclose(idle.predict_proba(x), without.predict_proba(x), rtol=1e-4)
 
 
 def test_seeds_and_global_random_state():

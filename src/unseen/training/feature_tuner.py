@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from unseen.errors import InputError, TrainingDiverged
+from unseen.errors import InputError, TrainingDiverged, UnseenWarning
 from unseen.networks.residual_tuner import Normalization, residual_tuner
 from unseen.objectives.nmtune import NMTune
 from unseen.shifts import Batch
@@ -78,7 +79,8 @@ class FeatureTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifier
         """Train on features (N, D), labels (N,) and, if there is one, a second view `strong` (N, D) of each example.
 
         Raises ValueError for what scikit-learn refuses (NaN, continuous labels, a single example), and
-        `InputError`, a ValueError, for settings out of range and a second view of another shape.
+        `InputError`, a ValueError, for settings out of range and a second view of another shape. Warns where top_k
+        leaves no singular value that is not dominant.
         """
         self._check_settings()
         features, targets = validate_data(self, X, y, ensure_min_samples=2, dtype=np.float64)
@@ -94,6 +96,7 @@ class FeatureTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifier
                     f"has shape {views['strong'].shape}, but X {features.shape}",
                     "Give a second view of each example of X.",
                 )
+        self._check_top_k(*features.shape, len(views))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with seeded(seed):
             self.network_ = self._network(features.shape[1], len(self.classes_))
@@ -133,6 +136,16 @@ class FeatureTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifier
                 "hidden_ratio",
                 "is 0, but regularizers act on what the perceptron changes",
                 "Set consistency, covariance and singular to 0 for a linear probe.",
+            )
+
+    def _check_top_k(self, examples: int, size: int, views: int) -> None:
+        most = min(views * min(examples, self.batch_size), size)
+        if self.singular and self.top_k >= most:
+            warnings.warn(
+                f"FeatureTuner: top_k is {self.top_k}, but a batch has {most} singular values: all of them are "
+                "dominant, and the term `singular` does nothing. Lower top_k.",
+                UnseenWarning,
+                stacklevel=3,
             )
 
     def _network(self, size: int, classes: int) -> Any:
