@@ -96,7 +96,7 @@ class FeatureTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classifier
                     f"has shape {views['strong'].shape}, but X {features.shape}",
                     "Give a second view of each example of X.",
                 )
-        self._check_top_k(*features.shape, len(views))
+        self._check_top_k(len(features), features.shape[1], len(views))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with seeded(seed):
             self.network_ = self._network(features.shape[1], len(self.classes_))
