@@ -3,7 +3,8 @@
 Run `python benchmarks/detectors.py [threads]`. Each is timed beside the obvious way of computing the same in
 the same run: Mahalanobis distances and Gaussians class by class, OpenMax's row by row, neighbours by a blocked
 matrix product alone: the least that a search through all rows can cost, so that a ratio of 1 is the best there is.
-Seconds are CPU time of this process, which a busy machine disturbs least.
+Where pytorch-ood is installed, fit and score of every detector of features or logits that it has, too, stand beside
+its own in the same run. Seconds are CPU time of this process, which a busy machine disturbs least.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmarks.peers import pytorch_ood
 from unseen.detection.class_gaussians import ClassGaussians
 from unseen.detection.openmax import TRANSLATION, OpenMax
 from unseen.networks import Bank
@@ -59,6 +61,61 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         product = _seconds(lambda bank=detector.bank: _product(queries.features, bank), 3) / count
         value = _seconds(lambda detector=detector: detector.score(queries), 3) / count
         rows.append(_row(f"score {what}", value, product, 0.8))
+    return rows + _beside_pytorch_ood(train, queries)
+
+
+def _beside_pytorch_ood(train: Bank, queries: Bank) -> list[dict[str, Any]]:
+    """Rows of fit and score with its own as the reference; none where it is not installed."""
+    peer = pytorch_ood()
+    if peer is None:
+        return []
+    head, kept = train.head, FEATURES // 2
+    weights = (head.weight.detach(), head.bias.detach())
+    neighbours = min(50, len(train))
+    of_logits = {
+        "msp": peer.MaxSoftmax(None),
+        "max-logit": peer.MaxLogit(None),
+        "energy": peer.EnergyBased(None),
+        "entropy": peer.Entropy(None),
+        f"gen(top={CLASSES})": peer.GEN(None),
+        "temperature-scaling": peer.TemperatureScaling(None),
+        "kl-matching": peer.KLMatching(None),
+        "openmax(tail=20, alpha=10)": peer.OpenMax(None, tailsize=20, alpha=10),
+    }
+    of_features = {
+        "mahalanobis": peer.Mahalanobis(None),
+        "relative-mahalanobis": peer.RMD(None),
+        "gmm": peer.GMM(None, reg=1e-4),
+        f"vim(dimensions={kept})": peer.ViM(None, kept, *weights),
+        "she": peer.SHE(None, head),
+        "fdbd": peer.fDBD(None, head),
+        "nci(alpha=0)": peer.NCI(None, head),
+        "pnml": peer.PNML(None, head),
+        "dice(sparsity=0.9)": peer.DICE(None, *weights, p=0.9),
+        "nnguide(k=10)": peer.NNGuide(None, head, k=10),
+        f"knn(k={neighbours}, largest={len(train)})": peer.KNN(None, k=neighbours),
+    }
+    rows = []
+    for spec, theirs in {**of_logits, **of_features}.items():
+        read = "logits" if spec in of_logits else "features"
+        data, points = getattr(train, read), getattr(queries, read)
+        ours, fit = detectors.build(spec), getattr(theirs, f"fit_{read}")
+        if type(theirs).requires_fit:
+            fitted = [
+                _seconds(lambda o=ours: o.fit(train)),
+                _seconds(lambda f=fit, d=data: f(d, train.labels)),
+            ]
+            rows.append(
+                _row(f"fit {spec}, beside pytorch-ood", *(seconds / len(train) for seconds in fitted))
+            )
+        predict = getattr(theirs, f"predict_{read}")
+        scored = [
+            _seconds(lambda o=ours: o.score(queries), 5),
+            _seconds(lambda p=predict, x=points: p(x), 5),
+        ]
+        rows.append(
+            _row(f"score {spec}, beside pytorch-ood", *(seconds / len(queries) for seconds in scored))
+        )
     return rows
 
 
@@ -67,8 +124,11 @@ def _outputs(count: int, seed: int) -> Bank:
     labels = torch.arange(count) % CLASSES
     means = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(9))
     features = means[labels] + torch.randn(count, FEATURES, generator=generator)
-    logits = features @ means.T / FEATURES  # about 1 for the own class, 0 for the others
-    return Bank(features, logits, labels)
+    head = nn.utils.skip_init(nn.Linear, FEATURES, CLASSES)
+    with torch.no_grad():
+        head.weight.copy_(means / FEATURES)  # logits of about 1 for the own class, 0 for the others
+        head.bias.zero_()
+        return Bank(features, head(features), labels, head=head)
 
 
 def _fit_loop(bank: Bank) -> tuple[list[Tensor], Tensor]:

@@ -5,6 +5,8 @@ import torch
 
 from unseen.merging import merge_to_disk, open_checkpoint, read_recipe
 from unseen.merging.base import Method
+from unseen.merging.recipe import RENAMED, WITHOUT_EFFECT
+from unseen.merging.sparsify import DEFAULTS
 
 GTA = {"weight": [0.5, 0.3, 0.2], "density": [0.4, 0.7, 0.55]}
 
@@ -93,6 +95,26 @@ def test_every_method_of_mergekit_is_compared(methods):
     registry = pytest.importorskip("mergekit.merge_methods.registry")
     compared = {name for name, *_ in (*CASES.values(), *DRAWN.values())}
     assert {method.spec.name for method in registry.registered_methods()} == compared
+
+
+def test_defaults_are_mergekits(methods):
+    registry = pytest.importorskip("mergekit.merge_methods.registry")
+    compared = 0
+    for method in registry.registered_methods():
+        ours = Method.of(method.spec.name).entry.options()
+        for parameter in method.spec.parameters:
+            if parameter.required or parameter.name in WITHOUT_EFFECT:
+                continue
+            expected, found = parameter.default, ours[RENAMED.get(parameter.name, parameter.name)]
+            if parameter.name == "rescale":
+                expected = "l1" if expected else "none"
+            elif parameter.name == "scale":
+                expected = 1.0 if expected is None else expected
+            elif found is None:
+                found = DEFAULTS[parameter.name]
+            assert found == expected, f"{method.spec.name}: {parameter.name}"
+            compared += 1
+    assert compared > 40
 
 
 def both(methods, case, tensors, **draws):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Self
 
 import torch
@@ -32,9 +31,13 @@ class KLMatching(Detector):
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
         log_p = torch.log_softmax(require_finite(bank.logits, "logits").double(), -1)
-        rows = [log_p[bank.predictions == c] for c in bank.predictions.unique()]
+        classes, group, counts = bank.predictions.unique(return_inverse=True, return_counts=True)
         # a mean of probabilities by their logarithms: a zero would make the divergence infinite
-        self.keep(bank, log_typical=torch.stack([r.logsumexp(0) - math.log(len(r)) for r in rows]).float())
+        where = group[:, None].expand_as(log_p)
+        largest = log_p.new_full((len(classes), log_p.shape[1]), -torch.inf)
+        largest = largest.scatter_reduce(0, where, log_p, "amax")
+        sums = torch.zeros_like(largest).index_add_(0, group, (log_p - largest[group]).exp())
+        self.keep(bank, log_typical=(largest + sums.log() - counts[:, None].log()).float())
         return self
 
     def score(self, bank: Bank) -> Tensor:

@@ -84,9 +84,12 @@ class GeneralizedEntropy(Detector):
 
     def score(self, bank: Bank) -> Tensor:
         log_p = torch.log_softmax(require_finite(bank.logits, "logits").float(), -1)
-        log_p = log_p.sort(-1, descending=True).values
-        top = self.top or max(10, log_p.shape[1] // 10)
+        largest = log_p.argmax(-1, keepdim=True)
         # ln(1 - p) of the largest is the sum of the others: 1 - p itself rounds to zero for a confident network
-        rest = torch.log1p(-log_p[:, 1:top].exp())
-        log_rest = torch.cat([log_p[:, 1:].logsumexp(-1, keepdim=True), rest], -1)
-        return -torch.exp(self.gamma * (log_p[:, :top] + log_rest)).sum(-1)
+        others = log_p.scatter(-1, largest, -torch.inf).logsumexp(-1, keepdim=True)
+        log_rest = torch.log1p(-log_p.exp()).scatter(-1, largest, others)
+        each = torch.exp(self.gamma * (log_p + log_rest))
+        top = self.top or max(10, log_p.shape[1] // 10)
+        if top < log_p.shape[1]:
+            each = each.gather(-1, log_p.topk(top, sorted=False).indices)
+        return -each.sum(-1)
