@@ -118,10 +118,13 @@ class PerturbedStep(TwoPassRule):
         squares  T^2 of each parameter, which the products T^2 g replace in place; None when it is one
         """
         gradients = moves = self.gradients()
-        if squares is not None:
+        if squares is None:
+            norm = self.gradient_norm()
+        else:
             pairs = zip(gradients, squares, strict=True)
             moves = [None if gradient is None else square.mul_(gradient) for gradient, square in pairs]
-        self.move(moves, radius / (self.inner_products(gradients, moves).sqrt() + 1e-12))
+            norm = self.inner_products(gradients, moves).sqrt()
+        self.move(moves, radius / (norm + 1e-12))
 
     def move(self, moves: list[Tensor | None], factor: Tensor) -> None:
         """Add factor * moves to the parameters."""
@@ -143,17 +146,15 @@ class PerturbedStep(TwoPassRule):
         products = []
         for a, b in zip(one, other, strict=True):
             if a is not None and b is not None:
-                if self.stacked:
-                    products.append((a * b).flatten(1).sum(1))
-                else:
-                    products.append(torch.dot(a.flatten(), b.flatten()))
+                product = a * b  # not torch.dot, whose last bits depend on where in memory its operands lie
+                products.append(product.flatten(1).sum(1) if self.stacked else product.sum())
         return torch.stack(products).sum(0) if products else torch.zeros(())
 
     @torch.no_grad()
     def subtract_orthogonal(self, vectors: list[Tensor | None], weight: float) -> None:
         """g <- g - weight * (the part of `vectors` orthogonal to g), with g the present gradient."""
         present = self.gradients()
-        share = self.inner_products(vectors, present) / (self.inner_products(present, present) + 1e-24)
+        share = self.inner_products(vectors, present) / (self.gradient_norm().square() + 1e-24)
         for vector, gradient in zip(vectors, present, strict=True):
             if vector is not None and gradient is not None:
                 kept = 1 + weight * self.per_run(share, gradient)
