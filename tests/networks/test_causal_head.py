@@ -1,8 +1,10 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from unseen.errors import InputError
+from unseen.errors import InputError, UnseenWarning
 from unseen.networks.causal_head import CausalHead, class_prototypes
 
 
@@ -56,6 +58,23 @@ def test_small_probabilities_and_absent_classes_have_finite_gradients(head):
     )
     nn.functional.nll_loss(head.train()(h), torch.tensor([0, 1])).backward()
     assert torch.isfinite(h.grad).all()
+
+
+def test_training_without_prototypes_is_said_once(head):
+    bare = CausalHead(6, 3, {"text": 5, "video": 2}, width=4).double()
+    h = torch.randn(4, 6).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bare.eval()(h)
+        head.train()(h)
+    with pytest.warns(UnseenWarning, match="trains without prototypes"):
+        bare.train()(h)
+    resumed = CausalHead(6, 3, {"text": 5, "video": 2}, width=4).double()
+    resumed.load_state_dict(head.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bare(h)
+        resumed.train()(h)
 
 
 @pytest.mark.parametrize(

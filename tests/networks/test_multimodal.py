@@ -62,6 +62,7 @@ class TestSubsetAttention:
 
 
 class TestNetwork:
+    @pytest.mark.filterwarnings("ignore:causal head")
     @pytest.mark.parametrize(
         "options", ["", ", layers=2, heads=4, dropout=0.1", ", align='text'", ", causal=True"]
     )

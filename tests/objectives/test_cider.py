@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,17 @@ def test_prototypes_are_of_training_rows_alone(shift):
     torch.testing.assert_close(head.prototypes_sound, expected["sound"])
     counts = torch.bincount(shift.labels[split.train], minlength=3).float()
     torch.testing.assert_close(head.prior, counts / counts.sum())
+
+
+def test_plain_training_of_a_causal_head_has_prototypes_by_cider_and_is_warned_of_without(shift):
+    short = {"network": Spec.make("multimodal", vocabulary=20, width=8, causal=True), "steps": 2}
+    with pytest.warns(UnseenWarning, match="trains without prototypes"):
+        fit(Learner(objective="erm", **short), shift.split("1"))
+    plain = "cider(feature=0.0, attention=0.0, reconstruction=0.0, rate=0.0)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnseenWarning)
+        head = fit(Learner(objective=plain, **short), shift.split("1")).network.head
+    assert head.prototypes_text.any()
 
 
 def test_prototypes_can_be_set_without_a_learner(network):

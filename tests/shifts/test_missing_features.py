@@ -78,6 +78,22 @@ def test_rates_by_modality_kept_tokens_fills_and_single_tensors(generator):
     assert torch.equal(alone == 0, places)
 
 
+def test_each_modality_may_have_its_own_fill():
+    masked, _ = missed(1.0, fill={"text": 100, "video": 0.5})
+    assert (masked["text"] == 100).all() and (masked["video"] == 0.5).all()
+    with pytest.raises(InputError, match=r"fill: names \['text'\], but the inputs are \['text', 'video'\]"):
+        missed(0.5, fill={"text": 100})
+
+
+def test_blocks_without_a_rate_have_every_length_and_place_alike():
+    _, missing = missed(None, "block", x=inputs(13_000))
+    lengths = missing["text"].sum(1).bincount(minlength=13) / 13_000
+    torch.testing.assert_close(lengths, torch.full((13,), 1 / 13), atol=0.01, rtol=0)
+    single = missing["text"][missing["text"].sum(1) == 1].float().mean(0)
+    torch.testing.assert_close(single, torch.full((12,), 1 / 12), atol=0.04, rtol=0)
+    assert (missing["text"].int().diff(dim=1).abs().sum(1) <= 2).all()
+
+
 def test_masks_are_of_the_generator_alone():
     first, again, other = (missed(0.5, seed=seed)[1]["video"] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)

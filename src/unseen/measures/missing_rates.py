@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -45,7 +45,7 @@ def missing_rate_curve(
     *,
     rates: Sequence[float] = RATES,
     mode: MissingMode = "element",
-    fill: float = 0,
+    fill: float | Mapping[str, float] = 0,
     keep: tuple[int, ...] = (),
     seed: int = 0,
 ) -> MissingRateCurve:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unseen.errors import InputError
+from unseen.errors import InputError, UnseenWarning
 
 
 def class_prototypes(
@@ -35,9 +37,10 @@ def class_prototypes(
 class CausalHead(nn.Module):
     """log P(y | do(x)) = log sum_k P(k) softmax(W_k [h; encoding of prototype k]) for features h (B, D): (B, K).
 
-    Log-probabilities are logits, so every loss on logits takes them. `set_prototypes` before training. In
-    training P(k) is the class frequency; in evaluation it is 1 / K and every prototype the mean of all, as in the
-    published code, so the adjustment acts through training. Zhong et al. 2025, arXiv 2506.10452, section 4.
+    Log-probabilities are logits, so every loss on logits takes them. `set_prototypes` before training, or an
+    UnseenWarning says that nothing is adjusted. In training P(k) is the class frequency; in evaluation it is 1 / K
+    and every prototype the mean of all, as in the published code, so the adjustment acts through training.
+    Zhong et al. 2025, arXiv 2506.10452, section 4.
 
     sizes  number of values of a prototype of each modality
     """
@@ -47,7 +50,7 @@ class CausalHead(nn.Module):
     def __init__(self, features: int, classes: int, sizes: Mapping[str, int], width: int = 32):
         super().__init__()
         self.in_features, self.out_features = features, classes
-        self.sizes = dict(sizes)
+        self.sizes, self._silent = dict(sizes), False
         self.encoders = nn.ModuleDict(
             {
                 name: nn.Sequential(
@@ -90,8 +93,17 @@ class CausalHead(nn.Module):
         ):
             raise InputError("prior", f"is {prior.tolist()}", f"Give {self.out_features} class frequencies.")
         self.prior.copy_(prior / prior.sum())
+        self._silent = True
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.training and not self._silent:
+            self._silent = True
+            warnings.warn(
+                "causal head: trains without prototypes, and adjusts for nothing. Train by the objective cider, "
+                "which sets them (with weights and rate of 0 it is plain training), or call set_prototypes.",
+                UnseenWarning,
+                stacklevel=2,
+            )
         encoded = torch.cat([encoder(self._prototypes(name)) for name, encoder in self.encoders.items()], 1)
         prior = self.prior if self.training else torch.full_like(self.prior, 1 / self.out_features)
         mixture = []
@@ -99,6 +111,10 @@ class CausalHead(nn.Module):
             joint = torch.cat([features, encoded[index].expand(len(features), -1)], 1)
             mixture.append(prior[index].log() + classifier(joint).log_softmax(-1))
         return torch.stack(mixture).logsumexp(0)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *rest)
+        self._silent |= any(bool(self.get_buffer(f"prototypes_{name}").any()) for name in self.sizes)
 
     def _prototypes(self, name: str) -> Tensor:
         prototypes = self.get_buffer(f"prototypes_{name}")

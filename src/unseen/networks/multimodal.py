@@ -206,6 +206,8 @@ def multimodal(
 
     align   the modality (words) to whose positions the others are brought by cross-attention
     causal  a `CausalHead` instead of a linear one: the objective `cider` sets its prototypes before training
+
+    All sequences of a modality have one length; what pads a shorter one is attended to like any other input.
     """
     if not isinstance(input_shape, dict) or len(input_shape) < 2:
         raise InputError(

@@ -19,15 +19,17 @@ class RandomFeatureMissing:
     """Fills positions of sequences, (B, T, ...) each, that are taken to be missing.
 
     rate  share that is missing, in [0, 1]: of all modalities, or of each by its name. None lets every position
-          draw a rate of its own from U(0, 1), as in the training of CIDer: that is a coin toss for each
+          draw a rate of its own from U(0, 1), as in the training of CIDer: that is a coin toss for each. In mode
+          "block" every run has a length of its own then
     mode  what goes missing together. "element": each position by itself; "temporal": the same positions (by
           relative time) of every modality; "block": one run of round(rate * T) positions of each modality;
           "modality": all positions of a modality
-    fill  value in place of what is missing; 0 is [UNK] in the token sequences of this library
+    fill  value in place of what is missing, one for all modalities or one for each by its name (100 for the tokens
+          of a BERT, whose [UNK] it is, and 0 for frames); 0 is [UNK] in the token sequences of this library
     keep  token ids that are never missing, such as [CLS] and [SEP]; only of integer sequences
 
     Zhong et al. 2025, arXiv 2506.10452, section 3 (random modality feature missing) and its other protocols.
-    Raises `InputError` for rates outside [0, 1], an unknown mode, and modalities that have no rate.
+    Raises `InputError` for rates outside [0, 1], an unknown mode, and modalities that have no rate or no fill.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class RandomFeatureMissing:
         rate: float | Mapping[str, float] | None = None,
         mode: MissingMode = "element",
         *,
-        fill: float = 0,
+        fill: float | Mapping[str, float] = 0,
         keep: tuple[int, ...] = (),
     ):
         rates = rate.values() if isinstance(rate, Mapping) else [0.5 if rate is None else rate]
@@ -55,21 +57,23 @@ class RandomFeatureMissing:
         if not isinstance(x, dict):
             masked, missing = self({"": x}, generator)
             return masked[""], missing[""]  # type: ignore[index]
-        if isinstance(self.rate, Mapping) and set(self.rate) != set(x):
-            raise InputError(
-                "rate",
-                f"names {sorted(self.rate)}, but the inputs are {sorted(x)}",
-                "Give one for each modality.",
-            )
+        for option, value in (("rate", self.rate), ("fill", self.fill)):
+            if isinstance(value, Mapping) and set(value) != set(x):
+                raise InputError(
+                    option,
+                    f"names {sorted(value)}, but the inputs are {sorted(x)}",
+                    "Give one for each modality.",
+                )
         first = next(iter(x.values()))
         shared = torch.rand(len(first), max(v.shape[1] for v in x.values()), generator=generator)
         missing = {name: self._missing(name, value, shared, generator) for name, value in x.items()}
-        return {name: self._filled(value, missing[name]) for name, value in x.items()}, missing
+        fills = self.fill if isinstance(self.fill, Mapping) else dict.fromkeys(x, self.fill)
+        return {name: _filled(value, missing[name], fills[name]) for name, value in x.items()}, missing
 
     def _missing(self, name: str, x: Tensor, shared: Tensor, generator: torch.Generator) -> Tensor:
         count, length = x.shape[:2]
-        rate = self.rate[name] if isinstance(self.rate, Mapping) else self.rate
-        rate = 0.5 if rate is None else rate
+        given = self.rate[name] if isinstance(self.rate, Mapping) else self.rate
+        rate = 0.5 if given is None else given
         if self.mode == "element":
             missing = torch.rand(count, length, generator=generator) < rate
         elif self.mode == "temporal":
@@ -77,8 +81,10 @@ class RandomFeatureMissing:
         elif self.mode == "modality":
             missing = (torch.rand(count, 1, generator=generator) < rate).expand(count, length)
         else:
-            size = round(rate * length)
-            start = torch.randint(length - size + 1, (count, 1), generator=generator)
+            size = torch.full((count, 1), round(rate * length))
+            if given is None:
+                size = torch.randint(length + 1, (count, 1), generator=generator)
+            start = (torch.rand(count, 1, generator=generator) * (length - size + 1)).long()
             position = torch.arange(length)
             missing = (position >= start) & (position < start + size)
         missing = missing.to(x.device)
@@ -86,6 +92,6 @@ class RandomFeatureMissing:
             missing = missing & (x != token)
         return missing
 
-    def _filled(self, x: Tensor, missing: Tensor) -> Tensor:
-        shape = *missing.shape, *[1] * (x.dim() - 2)
-        return x.masked_fill(missing.view(shape), self.fill)
+
+def _filled(x: Tensor, missing: Tensor, fill: float) -> Tensor:
+    return x.masked_fill(missing.view(*missing.shape, *[1] * (x.dim() - 2)), fill)
