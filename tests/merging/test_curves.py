@@ -89,3 +89,9 @@ def test_states_must_have_one_form():
     a, b = pair()
     with pytest.raises(InputError, match="'y.w'"):
         interpolation_curve(a, {**b, "y.w": torch.zeros(3)}, lambda state: 0.0)
+    with pytest.raises(InputError, match=r"'y.w': has shape \(1,\) in state a, but \(3,\) in state b"):
+        interpolate(a, {**b, "y.w": torch.zeros(3)}, 0.5)
+    with pytest.raises(InputError, match="'x.w': is in state a, but not in state b. Did you mean 'x.ww'"):
+        interpolate(a, {"x.ww": b["x.w"], "y.w": b["y.w"], "n": b["n"]}, 0.5)
+    with pytest.raises(InputError, match="alpha of 'x.ww': is of no tensor. Did you mean 'x.w'"):
+        interpolate(a, b, {"x.ww": 0.5})

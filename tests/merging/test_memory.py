@@ -118,6 +118,11 @@ def test_fisher_needs_a_diagonal_of_each_model(make_state):
         merge([a, b], "linear", fisher=[ones, ones])
 
 
+def test_nothing_to_merge():
+    with pytest.raises(InputError, match="models: are none"):
+        merge([], "linear")
+
+
 def test_what_is_not_a_tensor_is_refused():
     with pytest.raises(InputError, match="entry 'x' of model 0.*is a list"):
         merge([{"x": [1.0]}, {"x": [1.0]}], "linear")

@@ -10,7 +10,13 @@ from unseen.averaging import snapshot
 from unseen.errors import InputError
 from unseen.measures.sparsity import sparsity
 from unseen.merging import merge
-from unseen.merging.sparse_soups import SparseSoup, candidate_geometry, check_zeros, reprune
+from unseen.merging.sparse_soups import (
+    SparseSoup,
+    adaptive_rate,
+    candidate_geometry,
+    check_zeros,
+    reprune,
+)
 from unseen.networks.pruning import Pruner, apply_masks, prunable, prune
 from unseen.shifts.arrays import from_arrays
 from unseen.training.fit import fit
@@ -100,6 +106,7 @@ def test_a_single_member_is_iterative_magnitude_pruning():
     assert all(torch.equal(found.members[0][n], v) for n, v in found.model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:batch statistics differ")
 def test_batch_statistics_of_a_soup_are_those_of_its_own_activations():
     found = SparseSoup(train, 0.5, recalibrate=batches).run(network(norm=True)).model
     hidden = found[0](data()[0])
@@ -211,3 +218,14 @@ def test_a_learner_retrains_with_its_zeros():
     assert all(torch.equal(v, again.model.state_dict()[n]) for n, v in first.model.state_dict().items())
     with pytest.raises(InputError, match="'weight_decay'"):
         SparseSoup(retrainer(learner, split), 0.8, vary={"weight_decy": (0.1,)}).run(dense)
+
+
+def test_the_adaptive_rate_is_clipped_between_the_length_of_retraining_and_the_largest():
+    assert adaptive_rate(0.2, 0.25, 0.1) == pytest.approx(0.4)  # r / sqrt(q)
+    assert adaptive_rate(0.2, 0.25, 0.5) == 0.5  # a long retraining may begin higher
+    assert adaptive_rate(0.9, 0.25, 0.1) == adaptive_rate(0.1, 0.25, 3.0) == 1
+    # random pruning of the share q takes sqrt(q) of the norm: the largest rate
+    assert adaptive_rate(0.5**0.5, 0.5, 0.1) == pytest.approx(1)
+    for bad in ((1.1, 0.5, 0.1), (0.5, 0.0, 0.1), (0.5, 0.5, 0.0), (float("nan"), 0.5, 0.1)):
+        with pytest.raises(InputError, match="pruned_share"):
+            adaptive_rate(*bad)

@@ -21,6 +21,7 @@ _PUBLIC = {
     "sparsify_update": "unseen.merging.stragglers",
     "repair_interpolation": "unseen.merging.stragglers",
     "SparseSoup": "unseen.merging.sparse_soups",
+    "adaptive_rate": "unseen.merging.sparse_soups",
     "reprune": "unseen.merging.sparse_soups",
     "compare": "unseen.merging.geometry",
     "sequential_axes": "unseen.merging.alignment",

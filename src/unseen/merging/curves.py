@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unseen.averaging import StateDict, estimate_batch_statistics, has_batch_statistics, snapshot
-from unseen.errors import InputError, UnseenWarning
+from unseen.errors import InputError, UnseenWarning, nearest
 from unseen.merging.base import check_share
 from unseen.merging.checkpoints import check_same_tensors, open_checkpoint
 from unseen.networks.parameter_groups import Groups, grouped
@@ -74,8 +74,14 @@ def interpolate(
     """(1 - alpha) a + alpha b; `alpha` is one share, or one for each name (absent: 0).
 
     What is not floating point is a's. `into`, a state of the same form, is overwritten and returned.
+    Raises `InputError` for states of other names or shapes, a share of a name that there is not, and one outside
+    [0, 1] unless `extrapolate`.
     """
+    check_same_tensors([open_checkpoint(a, "state a"), open_checkpoint(b, "state b")])
     shares = alpha if isinstance(alpha, Mapping) else dict.fromkeys(a, alpha)
+    for name in shares:
+        if name not in a:
+            raise InputError(f"alpha of {name!r}", "is of no tensor", nearest(name, a))
     for share in set(shares.values()):
         check_share("alpha", share, extrapolate)
     if into is None:

@@ -54,6 +54,8 @@ def merge(
         merge([a, b, c], "ties", base=start, density=0.2, weight=[0.5, 0.3, 0.2])
     """
     chosen = Method.of(method, **options)
+    if not models:
+        raise InputError("models", "are none", "Give one or more.")
     opened = [open_checkpoint(m, f"model {i}") for i, m in enumerate(models)]
     root = None if base is None else open_checkpoint(base, "the base")
     opened, root = with_base(chosen, opened, root)

@@ -191,6 +191,25 @@ class SparseSoup:
             estimate_batch_statistics(model, self.recalibrate)
 
 
+def adaptive_rate(pruned_norm: float, pruned_share: float, training_share: float) -> float:
+    """Where retraining's linear decay begins, as a share in (0, 1] of the largest rate of dense training (ALLR).
+
+    max(r / sqrt(q), E / T), at most 1: what pruning took from the weights' norm, or how long retraining is.
+
+    pruned_norm     r of the phase, as a setting and `PhaseRecord` have it
+    pruned_share    q, the share of the remaining weights that the phase prunes, in (0, 1]: 1 - (1 - s)^(1 / P)
+    training_share  E / T, epochs of retraining for each of dense training, > 0
+    Zimmer, Spiegel and Pokutta 2023, arXiv 2111.00843.
+    """
+    if not (0 <= pruned_norm <= 1 and 0 < pruned_share <= 1 and training_share > 0):
+        raise InputError(
+            "pruned_norm, pruned_share, training_share",
+            f"are {pruned_norm}, {pruned_share}, {training_share}",
+            "Give numbers in [0, 1], (0, 1] and above 0.",
+        )
+    return min(1.0, max(pruned_norm / pruned_share**0.5, training_share))
+
+
 def check_zeros(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], label: str = "the state") -> None:
     """Raise `InputError` unless every weight that the masks prune is zero: only then a mean is as sparse."""
     for name, mask in masks.items():
