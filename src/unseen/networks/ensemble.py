@@ -1,8 +1,9 @@
-"""Several classifiers as one network: the mixture of their predictions."""
+"""Several classifiers as one network: the mean of their outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +13,31 @@ from unseen.networks.combining import mean_probabilities
 from unseen.shifts.batch import Inputs
 
 
-class Ensemble(nn.Module):
-    """`forward` gives (B, C) ln of the members' mean probabilities: its softmax is the mixture itself.
+Mean = Literal["probabilities", "logits"]
 
-    Probabilities are averaged, never logits or weights: only then is it the Bayesian mixture of its members.
+
+class Ensemble(nn.Module):
+    """`forward` gives (B, C) ln of the members' mean probabilities, or their mean logits.
+
+    The mean of probabilities is the Bayesian mixture of the members, and its softmax the mixture itself. The mean of
+    logits is a product of experts: where members differ in how sure they are, the surer ones decide.
     """
 
-    def __init__(self, models: Sequence[nn.Module]):
+    def __init__(self, models: Sequence[nn.Module], mean: Mean = "probabilities"):
         super().__init__()
-        self.models = nn.ModuleList(models)
+        self.models, self.mean = nn.ModuleList(models), mean
 
     def forward(self, x: Inputs) -> Tensor:
-        return mean_probabilities(torch.stack([model(x) for model in self.models])).clamp_min(1e-30).log()
+        logits = torch.stack([model(x) for model in self.models])
+        if self.mean == "logits":
+            return logits.mean(0)
+        return mean_probabilities(logits).clamp_min(1e-30).log()
 
 
-def ensemble(models: Sequence[nn.Module]) -> Ensemble:
-    """The mixture of classifiers whose `forward` gives logits (B, C) of the same classes."""
+def ensemble(models: Sequence[nn.Module], mean: Mean = "probabilities") -> Ensemble:
+    """Classifiers whose `forward` gives logits (B, C) of the same classes, as one; `mean` says of what."""
     if not models:
         raise InputError("models", "are none", "Give one at least.")
-    return Ensemble(models)
+    if mean not in ("probabilities", "logits"):
+        raise InputError(f"mean {mean!r}", "is not known", "Use probabilities or logits.")
+    return Ensemble(models, mean)
