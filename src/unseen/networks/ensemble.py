@@ -12,7 +12,6 @@ from unseen.errors import InputError
 from unseen.networks.combining import mean_probabilities
 from unseen.shifts.batch import Inputs
 
-
 Mean = Literal["probabilities", "logits"]
 
 
