@@ -44,7 +44,7 @@ def opened(monkeypatch) -> list[Bank]:
 
 
 def test_a_cell_is_judged_the_same_from_disk(large, cache, monkeypatch):
-    learner, plan = Learner(network="mlp(width=8)"), Study(large, ["erm"], unseen="d", far=["noise"]).plan
+    learner, plan = Learner(network="mlp(width=32)"), Study(large, ["erm"], unseen="d", far=["noise"]).plan
     data = TrainingData(large.split("d"))
     network = build_system(learner, data, 0).network
     records, arrays, _ = evaluate(network, data, NAMES, plan.unfamiliar)
@@ -61,8 +61,8 @@ def test_a_cell_is_judged_the_same_from_disk(large, cache, monkeypatch):
 
 def test_the_limit_counts_what_detectors_keep(large, cache, monkeypatch):
     data = TrainingData(large.split("d"))
-    network = build_system(Learner(network="mlp(width=8)"), data, 0).network
-    row = 4 * (8 + 3)
+    network = build_system(Learner(network="mlp(width=32)"), data, 0).network
+    row = 4 * (32 + 3)
     monkeypatch.setattr(banks, "MOST_IN_MEMORY", 100 * row)
     gram = [detectors.build("gram")]
     for examples, observers, on_disk in ((100, [], False), (101, [], True), (100, gram, True)):
@@ -72,7 +72,7 @@ def test_the_limit_counts_what_detectors_keep(large, cache, monkeypatch):
 
 
 def test_the_deployed_model_is_the_same_from_disk(toy, tmp_path, cache, monkeypatch):
-    small = {"seeds": 1, "steps": 5, "batch_size": 8, "network": "mlp(width=8)", "evaluations": 1}
+    small = {"seeds": 1, "steps": 5, "batch_size": 8, "network": "mlp(width=32)", "evaluations": 1}
     results = Study(toy, ["erm"], unseen="a", **small).run(tmp_path / "run", engine="serial")
     in_memory = train_for_deployment(results, toy)
     monkeypatch.setattr(banks, "MOST_IN_MEMORY", 0)

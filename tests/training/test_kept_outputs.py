@@ -20,7 +20,7 @@ def shift() -> Shift:
 
 
 def trained(shift, seed=0):
-    learner = Learner(network="mlp(width=8)", steps=5, batch_size=8, evaluations=1)
+    learner = Learner(network="mlp(width=32)", steps=5, batch_size=8, evaluations=1)
     return fit(learner, shift.split("south"), seed=seed)
 
 
