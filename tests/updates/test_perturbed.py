@@ -124,6 +124,16 @@ def test_parameters_without_a_gradient_stay_as_they_are(problem):
     assert torch.equal(problem.system.extra.detach(), torch.ones(2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("name", ["sam", "asam", "fsam", "tram", "tram-x", "tram-fisher"])
+def test_a_gradient_that_reaches_no_parameter_is_told(problem, name):
+    problem.system.extra = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = torch.optim.SGD([problem.system.extra], lr=0.1)
+    rule = updates.build(name).bind(problem.system, optimizer)
+    with pytest.raises(InputError, match="reaches none of the 1 parameters"):
+        for _ in range(2):  # TRAM's first update is a plain one
+            rule.step(problem.system, problem.batch)
+
+
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"rho": 0.1, "metric": "fischer"}, "Choose one of euclidean, adaptive, fisher"),
     ({"rho": -0.1}, "below zero"),

@@ -116,8 +116,12 @@ class PerturbedStep(TwoPassRule):
         """Move the parameters by radius T^2 g / |T g|, with g the present gradient.
 
         squares  T^2 of each parameter, which the products T^2 g replace in place; None when it is one
+        Raises `InputError` when no parameter has a gradient: there is no way up then.
         """
         gradients = moves = self.gradients()
+        if all(gradient is None for gradient in gradients):
+            problem = f"reaches none of the {len(gradients)} parameters that the optimizer moves"
+            raise InputError("gradient", problem, "Give the optimizer parameters that the loss depends on.")
         if squares is None:
             norm = self.gradient_norm()
         else:
