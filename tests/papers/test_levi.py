@@ -72,6 +72,13 @@ def test_every_condition_is_measured(world):
     assert found["levi", "ID"] > 0.3
     assert 0 < found["levi", "backbone's part"] < 1 == found["probe of all taps", "backbone's part"]
     assert found["linear probe", "trained weights"] == 650
+    blocks, small = 2 * (120 * 64 + 4 * 2 * 64 * 64), 2 * (120 * 32 + 32 * 32)
+    assert found["fine-tuning", "operations"] == blocks + 2 * 64 * 10
+    mixing = 2 * 10  # of a tap's offsets
+    assert found["lp + small", "operations"] == blocks + 2 * 64 * 10 + mixing + small + 2 * 32 * 10
+    assert found["levi", "operations"] == blocks + small + 4 * (2 * (64 + 32) * 10 + mixing)
+    assert found["ft + small", "weights"] == found["fine-tuning", "weights"] + found["small", "weights"]
+    assert found["levi", "trained weights"] < found["levi", "weights"] / 3
     assert found == run(world, 0, names, steps=40)
 
 
@@ -93,6 +100,7 @@ def test_claims_compute_what_they_state():
     assert values["over fine-tuning"] == pytest.approx(0.10)
     assert values["over the plain ensemble"] == pytest.approx(0.05)
     assert values["boundary: tuning can unlearn"] == pytest.approx(-0.09)
+    assert values["what an answer costs"] == values["what training changes"] == pytest.approx(0.12 / 0.02)
     assert set(Levi().units("laptop")) < set(Levi().units("full"))
     assert Levi().units("laptop")[0] == MAIN and TEXT in Levi().units("laptop")
 

@@ -82,6 +82,8 @@ class Levi(Reproduction):
         "OOD-2": "accuracy, both cues on the same wrong class",
         "backbone's part": "share of the backbone's views in what the adapting layers add up, mean over taps",
         "trained weights": "weights that fine-tuning changes",
+        "weights": "all weights that an answer takes",
+        "operations": "floating-point operations of an answer, two a product and sum",
         **{
             f"{cell}: {test}": f"the same {where}"
             for cell, where in (
@@ -172,6 +174,16 @@ class Levi(Reproduction):
             "over fine-tuning with the small model",
             "LEVI against the mean of fine-tuned and small model, OOD-1.",
             value=_gain("levi", ("ft + small",)),
+        ),
+        Claim(
+            "what an answer costs",
+            "LEVI's operations for each of the pretrained network's, which fine-tuning leaves as they are.",
+            value=lambda m: m["levi", "operations"] / m["fine-tuning", "operations"],
+        ),
+        Claim(
+            "what training changes",
+            "LEVI's trained weights for each of fine-tuning's.",
+            value=lambda m: m["levi", "trained weights"] / m["fine-tuning", "trained weights"],
         ),
         Claim(
             "text: over the plain ensemble",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from unseen.networks.layerwise_ensemble import LayerwiseEnsemble
 from unseen.networks.layerwise_fit import fit_cached
@@ -19,6 +20,8 @@ from unseen.training.system import seeded
 Labelled = tuple[Tensor, Tensor]
 Model = Callable[[Tensor], Tensor]
 EVALUATE_EVERY = 20
+PAIRS = {"lp + small": ("linear probe", "small"), "ft + small": ("fine-tuning", "small")}
+"""Conditions that are the mean of two others."""
 
 
 @dataclass(frozen=True)
@@ -326,8 +329,7 @@ def run(
         "lp-ft": probe_then_tuning,
         "wise-ft": lambda: interpolated(start, get("fine-tuning"), 0.5),  # type: ignore[arg-type]
         "small": small,
-        "lp + small": lambda: mean_of(get("linear probe"), get("small")),
-        "ft + small": lambda: mean_of(get("fine-tuning"), get("small")),
+        **{name: lambda parts=parts: mean_of(*map(get, parts)) for name, parts in PAIRS.items()},  # type: ignore[misc]
         "probe of all taps": lambda: layered(world.taps, task=False),
         "levi, last tap": lambda: layered(world.taps[-1:]),
         "levi, untrained backbone": lambda: layered(world.taps, backbone=untrained()),
@@ -347,6 +349,18 @@ def run(
         if isinstance(model, LayerwiseEnsemble):
             shares = model.contributions(world.tests["ID"][0]).values()
             found[name, "backbone's part"] = sum(share.backbone for share in shares) / len(shares)
-        if isinstance(model, nn.Module) and name != "zero-shot":
-            found[name, "trained weights"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        parts = [get(part) for part in PAIRS.get(name, (name,))]
+        weights = [p for part in parts for p in part.parameters()]  # type: ignore[attr-defined]
+        found[name, "weights"] = sum(p.numel() for p in weights)
+        found[name, "operations"] = operations(model, world.tests["ID"][0][:1])
+        if name != "zero-shot":
+            found[name, "trained weights"] = sum(p.numel() for p in weights if p.requires_grad)
     return found
+
+
+@torch.no_grad()
+def operations(model: Model, x: Tensor) -> int:
+    """Floating-point operations of the answers to x, two for each product and sum in matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    return int(counter.get_total_flops())
