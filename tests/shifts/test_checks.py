@@ -110,6 +110,16 @@ def test_codes_that_are_partly_numbers_are_categories(wine):
     assert said(table(wine)) == []
 
 
+def test_a_rare_word_among_few_numbers_is_told(wine):
+    wine["shelf"] = np.resize(["1", "2", "3", "4"], len(wine))
+    assert said(table(wine)) == []
+    wine.loc[[7, 9], "shelf"] = "?"
+    (message,) = said(table(wine))
+    assert "column 'shelf'" in message and "categories, because '?' (row 7)" in message
+    wine["shelf"] = wine["shelf"].replace({"?": "3a"})
+    assert said(table(wine)) == []
+
+
 def test_several_errors_are_told_at_once(wine):
     wine.loc[0, ["hue", "ash"]] = -np.inf
     wine["cellar"] = "north"

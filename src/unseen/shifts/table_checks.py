@@ -28,6 +28,8 @@ def check_table(shift: Shift) -> Iterator[Finding]:
         if unusable := _mixed(values) or _infinite(values):
             yield error(f"column {name!r}", *unusable)
             continue
+        if word := _word_among_few_numbers(values):
+            yield warning(f"column {name!r}", *word)
         if empty := int(values.isna().sum()):
             missing[name] = empty
         codes, distinct = pd.factorize(values)
@@ -93,6 +95,22 @@ def _mixed(values: pd.Series) -> tuple[str, str] | None:
         f"mixes {len(numbers)} numbers ({numbers.iloc[0]!r}, ...) with {len(words)} other values "
         f"({words.iloc[0]!r} in row {words.index[0]})",
         "Leave cells without a number empty; a column of categories should not be numbers.",
+    )
+
+
+def _word_among_few_numbers(values: pd.Series) -> tuple[str, str] | None:
+    """Counts or grades with a rare word such as 'unknown': categories as they stand, which may be no intention."""
+    if types.infer_dtype(values, skipna=True) != "string" or isinstance(values.dtype, pd.CategoricalDtype):
+        return None
+    present = values.dropna()
+    as_number = pd.to_numeric(present, errors="coerce")
+    words = present[as_number.isna()]
+    rare = 0 < len(words) <= 0.05 * len(present) and as_number.nunique() >= 3
+    if not rare or words.str.contains(r"\d").any():  # codes such as '3a'
+        return None
+    return (
+        f"is read as categories, because {words.iloc[0]!r} (row {words.index[0]}) stands among numbers",
+        "If they are quantities, leave that cell empty.",
     )
 
 
