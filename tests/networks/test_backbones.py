@@ -1,5 +1,6 @@
 """Pretrained backbones: the packages' own features, the input rule, and the adapters of other libraries."""
 
+import enum
 import importlib.util
 import json
 import os
@@ -285,11 +286,13 @@ def test_transformers_texts(tmp_path):
         backbone(f"transformers:{tmp_path}", size=32)
 
 
-def test_timm_and_open_clip_name_their_extra(monkeypatch):
-    for module in ("timm", "open_clip"):
+def test_timm_torchvision_and_open_clip_name_their_extra(monkeypatch):
+    for module in ("timm", "torchvision", "open_clip"):
         monkeypatch.setitem(sys.modules, module, None)  # as if not installed
     with pytest.raises(MissingExtra, match=r"unseen\[timm\]"):
         backbone("timm:resnet18")
+    with pytest.raises(MissingExtra, match=r"unseen\[timm\]"):
+        backbone("torchvision:resnet18")
     with pytest.raises(MissingExtra, match=r"unseen\[open-clip\]"):
         backbone("open_clip:ViT-B-32/openai")
 
@@ -312,6 +315,46 @@ def test_timm_adapter_uses_the_model_s_own_input_rule(monkeypatch, images):
     assert asked == {"name": "some_net.in1k", "pretrained": True, "num_classes": 0}
     assert encoder.input == ImageInput(48, (0.5,) * 3, (0.2,) * 3) and encoder.features == 6
     assert encoder(images).shape == (3, 6)
+
+
+def test_torchvision_adapter_takes_the_classifier_off(monkeypatch, images):
+    """A stand-in with the two functions of torchvision's interface that are used."""
+
+    class Weights(enum.Enum):
+        V1 = 0.2
+        V2 = 0.3
+        DEFAULT = V2
+
+        @property
+        def meta(self):
+            return {"categories": ["a", "b", "c"]}
+
+        def transforms(self):
+            return types.SimpleNamespace(crop_size=[48], mean=(0.5,) * 3, std=(self.value,) * 3)
+
+    def get_model_weights(name):
+        if name not in ("net", "headless"):
+            raise ValueError(f"Unknown model {name}")
+        return Weights
+
+    def get_model(name, weights):
+        pooled = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        torch.manual_seed(0)
+        head = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        return nn.Sequential(*pooled, head if name == "net" else nn.Linear(6, 4))
+
+    torchvision = types.ModuleType("torchvision")
+    torchvision.models = types.SimpleNamespace(get_model=get_model, get_model_weights=get_model_weights)
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    encoder = backbone("torchvision:net")
+    assert encoder.input == ImageInput(48, (0.5,) * 3, (0.3,) * 3) and encoder.features == 5
+    assert encoder(images).shape == (3, 5)
+    assert backbone("torchvision:net/V1", size=32).input == ImageInput(32, (0.5,) * 3, (0.2,) * 3)
+    for name in ("nett", "net/V3"):
+        with pytest.raises(InputError, match="none of torchvision's models with weights"):
+            backbone(f"torchvision:{name}")
+    with pytest.raises(InputError, match="does not end in a linear classifier"):
+        backbone("torchvision:headless")
 
 
 def test_unknown_names_and_options():

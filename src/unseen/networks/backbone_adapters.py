@@ -1,4 +1,4 @@
-"""Backbones of other libraries: transformers, timm, open_clip. Each is imported when one of its models is named."""
+"""Backbones of other libraries: transformers, timm, torchvision, open_clip; each imported when it is named."""
 
 from __future__ import annotations
 
@@ -135,6 +135,34 @@ def from_timm(model: str, *, size: int | None = None) -> Backbone:
     data = timm.data.resolve_model_data_config(network)
     rule = ImageInput(size or data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]))
     return _image_backbone(network, f"timm:{model}", rule)
+
+
+def from_torchvision(model: str, *, size: int | None = None) -> Backbone:
+    """`torchvision:NAME` or `torchvision:NAME/WEIGHTS`, as in "resnet50/IMAGENET1K_V1": without its classifier."""
+    try:
+        import torchvision
+    except ImportError:
+        raise MissingExtra(f"backbone 'torchvision:{model}'", "timm") from None  # which brings it
+    name, _, wanted = model.partition("/")
+    try:
+        known = torchvision.models.get_model_weights(name)
+        weights = known[wanted] if wanted else known.DEFAULT
+    except (ValueError, KeyError, AttributeError):
+        raise InputError(
+            f"backbone 'torchvision:{model}'",
+            "is none of torchvision's models with weights",
+            "See torchvision.models.list_models().",
+        ) from None
+    network, rule = torchvision.models.get_model(name, weights=weights), weights.transforms()
+    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    classes = len(weights.meta["categories"])
+    if not linear or network.get_submodule(linear[-1]).out_features != classes:
+        raise InputError(
+            f"backbone 'torchvision:{model}'", "does not end in a linear classifier", "Name another model."
+        )
+    network.set_submodule(linear[-1], nn.Identity())
+    images = ImageInput(size or rule.crop_size[0], tuple(rule.mean), tuple(rule.std))
+    return _image_backbone(network, f"torchvision:{model}", images)
 
 
 class _ImageTower(nn.Module):

@@ -161,7 +161,7 @@ def backbone(spec: str | Spec, **options: Any) -> Backbone:
     """The named pretrained backbone, on the CPU; nothing is downloaded for the packaged names.
 
     spec  "efficientnet-lite0" (or 1, 2), "minilm"; "mobilenet-v1-025", "mobilenet-v2" from a weights file in
-          $UNSEEN_DATA or option `path`; "transformers:NAME_OR_PATH", "timm:NAME" and
+          $UNSEEN_DATA or option `path`; "transformers:NAME_OR_PATH", "timm:NAME", "torchvision:NAME" and
           "open_clip:NAME/PRETRAINED" hand over to those libraries. With options: "efficientnet-lite0(size=112)".
     size  side in pixels that images are scaled to; fewer pixels are faster (image backbones)
     Raises `MissingExtra` when the package that brings the weights is not installed.
@@ -260,4 +260,9 @@ _PACKAGED: dict[str, Callable[..., Backbone]] = {
     "mobilenet-v2": partial(_mobilenet, "mobilenet-v2", "mobilenet_v2_100_224_imagenet_q8.npz", 224),
     "minilm": _minilm,
 }
-_ADAPTERS = {"transformers": "from_transformers", "timm": "from_timm", "open_clip": "from_open_clip"}
+_ADAPTERS = {
+    "transformers": "from_transformers",
+    "timm": "from_timm",
+    "torchvision": "from_torchvision",
+    "open_clip": "from_open_clip",
+}
