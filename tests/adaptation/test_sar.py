@@ -1,8 +1,14 @@
 import math
+from collections import OrderedDict
 
+import pytest
 import torch
+from torch import nn
 
+from unseen.adaptation.deyo import DeYO
 from unseen.adaptation.sar import SAR
+from unseen.errors import InputError
+from unseen.networks import Network
 
 
 def slow_sar(network, batches, rate, radius):
@@ -66,3 +72,15 @@ def test_unsure_batches_change_nothing(small_network, generator):
     after = method.state_dict()
     assert all(torch.equal(after["network"][n], v) for n, v in before["network"].items())
     assert after["memory"] == {"average": None}
+
+
+@pytest.mark.parametrize("method", [SAR, DeYO])
+def test_last_blocks_and_the_final_normalisation_stay(method):
+    blocks = nn.Sequential(*(nn.Sequential(OrderedDict(norm=nn.LayerNorm(4))) for _ in range(12)))
+    transformer = nn.Sequential(OrderedDict(blocks=blocks, norm=nn.LayerNorm(4)))
+    learnt = method(Network(transformer, 4, 2)).changing()
+    found = {name.removeprefix("featurizer.").rpartition(".")[0] for name in learnt}
+    assert found == {f"blocks.{number}.norm" for number in range(9)}
+    assert "featurizer.norm.weight" in method(Network(transformer, 4, 2), skip=()).changing()
+    with pytest.raises(InputError, match=r"only within layer4, .*Choose skip=\(\)"):
+        method(Network(nn.Sequential(OrderedDict(norm=nn.LayerNorm(4))), 4, 2))

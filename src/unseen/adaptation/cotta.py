@@ -36,7 +36,8 @@ class CoTTA(GradientAdaptation):
                       mean logits over augmentations, otherwise with those of the input itself
     augmentations     their number
     augment           changes inputs: a name of `AUGMENTATIONS` or a function of inputs and generator
-    The answer is the teacher's.
+    The answer is the teacher's. The loss is the paper's cross-entropy; the authors' code for ImageNet-C takes the mean
+    of both directions.
     """
 
     def __init__(

@@ -42,7 +42,8 @@ def sample_weights(logits: Tensor, average: Tensor | None, threshold: float, sim
     },
 )
 class EATA(ReliableEntropy):
-    """Defaults are the paper's for ImageNet-C; for CIFAR-10-C it has similarity 0.4, fisher_weight 1.
+    """Defaults are the paper's for ImageNet-C; for CIFAR-10-C it has a learning rate of 0.005, similarity 0.4,
+    fisher_weight 1.
 
     entropy_share  E_0 as a share of ln C, the largest entropy
     similarity     epsilon: predictions this similar to the average of earlier ones teach nothing

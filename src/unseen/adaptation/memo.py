@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unseen.adaptation.augmentations import Augment
 from unseen.adaptation.base import GradientAdaptation
 from unseen.adaptation.named_augmentations import find_augmentation
+from unseen.adaptation.normalisation import use_test_statistics
 from unseen.adaptation.output_losses import marginal_entropy
 from unseen.errors import InputError
 from unseen.registry import adaptation
@@ -28,7 +29,8 @@ class MEMO(GradientAdaptation):
 
     augmentations  of each example in a step
     augment        changes inputs: a name of `AUGMENTATIONS` or a function; by default images, by AugMix as in the paper
-    prior          examples that the statistics of training count for in batch normalisation
+    prior          examples that the statistics of training count for in batch normalisation; all copies of an example
+                   together count for one, as in the authors' code
     All weights are learnt. Examples never learn from each other, so batches only save calls, and nothing is
     remembered.
     """
@@ -58,6 +60,10 @@ class MEMO(GradientAdaptation):
             prior=prior,
             seed=seed,
         )
+
+    def _configure(self) -> None:
+        use_test_statistics(self.network, self.prior, examples=1)
+        super()._configure()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.network.named_parameters())

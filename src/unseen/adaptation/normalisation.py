@@ -42,11 +42,12 @@ class MixedBatchNorm(BatchNormStandIn):
     With n examples in the batch the mean is (N mu_source + n mu_batch) / (N + n), and the (biased) variance
     likewise: N = `prior` = 0 is prediction-time batch normalisation (Nado et al. 2020, arXiv 2006.10963), N > 0
     Schneider et al. 2020, arXiv 2006.16971.
+    examples  n where it is not the size of the batch: 1 for a batch of copies of one example
     """
 
-    def __init__(self, layer: _BatchNorm, prior: float):
+    def __init__(self, layer: _BatchNorm, prior: float, examples: int | None = None):
         super().__init__(layer, needs_statistics=prior > 0)
-        self.prior = prior
+        self.prior, self.examples = prior, examples
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.prior:
@@ -60,7 +61,8 @@ class MixedBatchNorm(BatchNormStandIn):
                 x, None, None, self.weight, self.bias, training=True, eps=self.eps
             )
         mean, variance = channel_statistics(x)
-        share = len(x) / (len(x) + self.prior)
+        count = self.examples or len(x)
+        share = count / (count + self.prior)
         mean = torch.lerp(self.running_mean, mean, share)
         return normalise(x, mean, torch.lerp(self.running_var, variance, share), self)
 
@@ -111,11 +113,14 @@ def exchange_batch_norms(network: nn.Module, stand_in: Callable[[_BatchNorm], Ba
     return len(layers)
 
 
-def use_test_statistics(network: nn.Module, prior: float) -> int:
-    """Let every batch normalisation take statistics of the batch, in place; returns how many there were."""
+def use_test_statistics(network: nn.Module, prior: float, examples: int | None = None) -> int:
+    """Let every batch normalisation take statistics of the batch, in place; returns how many there were.
+
+    prior, examples  as for `MixedBatchNorm`
+    """
     if not prior >= 0:
         raise InputError("prior", f"is {prior}", "Give a number of examples from 0, such as 16.")
-    return exchange_batch_norms(network, lambda layer: MixedBatchNorm(layer, prior))
+    return exchange_batch_norms(network, lambda layer: MixedBatchNorm(layer, prior, examples))
 
 
 def normalisation_parameters(network: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, nn.Parameter]:

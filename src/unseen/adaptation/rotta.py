@@ -26,7 +26,7 @@ from unseen.shifts.batch import Inputs, map_tensors
     search={"learning_rate": ("log", 1e-5, 1e-2), "rate": ("choice", [0.01, 0.05, 0.1])},
 )
 class RoTTA(GradientAdaptation):
-    """Made for correlated streams. Defaults are the paper's.
+    """Made for correlated streams. Defaults are the paper's, whose networks have batch normalisation only.
 
     teacher_rate        nu: share of the student in the teacher after an update
     rate                alpha: weight of a batch in the moving statistics

@@ -11,8 +11,9 @@ from unseen.adaptation.reliable_entropy import ReliableEntropy, mean_over, movin
 from unseen.registry import adaptation
 from unseen.shifts.batch import Inputs
 
-LAST_STAGES = ("layer4", "blocks.9", "blocks.10", "blocks.11")
-"""Of torchvision's ResNets and ViT-B, under the names that the authors leave out: changes there do most harm."""
+LAST_STAGES = ("layer4", "blocks.9", "blocks.10", "blocks.11", "featurizer.norm")
+"""What the authors leave out, since changes there do most harm: the last stage of torchvision's and timm's ResNets, the
+last blocks of timm's ViT-B, and the final normalisation of a ViT that is a Network's featurizer."""
 
 
 @adaptation.register(
@@ -29,7 +30,9 @@ class SAR(ReliableEntropy):
     recovery       e_m: when the moving average of the loss (nats) falls below, the predictions have collapsed, and
                    everything learnt is forgotten. The paper's value is for 1,000 classes; with few, sure predictions
                    are below it, so that nothing lasts: give less
-    skip           dotted names of modules whose normalisation stays as it is
+    skip           dotted names of modules whose normalisation stays as it is; other architectures have other names
+    After a recovery the moving average begins anew (in the authors' code it goes on, so that recoveries follow each
+    other until it has risen).
     """
 
     def __init__(

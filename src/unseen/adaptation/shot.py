@@ -19,7 +19,8 @@ def centroid_labels(features: Tensor, probabilities: Tensor) -> Tensor:
     """(B,) pseudo-labels: the class whose centroid is nearest by cosine, for features (B, D).
 
     Centroids are means weighted by `probabilities` (B, C), then once more means of the labelled examples.
-    Classes that no example has keep out of the second round.
+    Classes that no example has keep out of the second round. (The authors' code appends a constant one to the features,
+    and in the first round leaves out classes that the network does not predict; the paper does neither.)
     """
     unit = nn.functional.normalize(features, dim=1)
     centroids = probabilities.T @ unit

@@ -31,7 +31,8 @@ class T3A(Adaptation):
     """Logits are products of features with each class's template.
 
     keep   M: features of lowest entropy that each class remembers, from 1; the paper searches 1 to 100 and all
-    Biases of the head count for the pseudo-labels and entropies, not for the answer, as in the authors' code.
+    Biases of the head count for the pseudo-labels and entropies, not for the answer, as in the authors' code. Weight
+    vectors support their own classes, as the paper has it (in the authors' code, the class that the head gives them).
     """
 
     needs_head = True
