@@ -305,6 +305,16 @@ def test_a_penalty_that_is_nan_is_named_in_the_parts(generator):
     assert built("hgp")(model, batch).parts["penalty"].isnan()
 
 
+def test_a_head_that_shares_weights_with_the_featurizer_is_refused(generator):
+    model = Network(nn.Sequential(nn.Flatten(), nn.Linear(3, 3)), 3, 3)
+    batch = Batch(x=torch.randn(6, 3, generator=generator), y=torch.arange(6) % 3, domain=torch.arange(6) % 2,
+                  domains=2)  # fmt: skip
+    built("hgp")(model, batch)
+    model.featurizer[1].weight = model.head.weight
+    with pytest.raises(InputError, match="head: shares its weight with the featurizer"):
+        built("hgp")(model, batch)
+
+
 def test_errors_name_what_is_wrong():
     with pytest.raises(InputError, match=r"no statistic to match"):
         DomainMatch()

@@ -35,6 +35,11 @@ def shaped(head, gradients):
     return torch.cat([gradients[0], gradients[1].unsqueeze(1)], 1)
 
 
+def as_parameters(values):
+    """(..., C, F + 1) in the order in which a linear layer has its weight and then its bias."""
+    return torch.cat([values[..., :-1].flatten(1), values[..., -1]], 1)
+
+
 def slow_parameter_statistics(head, risk_per_example, risk):
     """gradient, gradient_variance, H g and diag H of one risk, by double backward, a coordinate at a time."""
     parameters = list(head.parameters())
@@ -52,6 +57,7 @@ def slow_parameter_statistics(head, risk_per_example, risk):
         "gradient_variance": each.var(0, unbiased=False),
         "hessian_gradient": (hessian @ gradient.detach().flatten()).view_as(gradient),
         "hessian_diagonal": hessian.diagonal().view_as(gradient),
+        "hessian": hessian.view(*gradient.shape, *gradient.shape),
     }
 
 
@@ -82,7 +88,7 @@ def test_pooled_statistics_are_those_of_the_mean_risk_not_the_mean_of_statistics
     losses = nn.functional.cross_entropy(head(features), labels, reduction="none") * weight
     risk = torch.stack([losses[domain == e].mean() for e in range(D)]).mean()
     slow = slow_parameter_statistics(head, losses, risk)
-    for name in ("gradient", "hessian_gradient", "hessian_diagonal"):
+    for name in ("gradient", "hessian_gradient", "hessian_diagonal", "hessian"):
         torch.testing.assert_close(found.pooled[name], slow[name])
     mean_of_products = found.values["hessian_gradient"].mean(0)
     assert (found.pooled["hessian_gradient"] - mean_of_products).abs().max() > 1e-3
@@ -201,11 +207,12 @@ def test_autograd_fallback_equals_closed_forms_and_has_the_same_gradients(proble
         if closed:
             found = head_statistics(x, head(x), labels, domain, D, order=STATISTICS, weight=weight)
             values = {
-                n: torch.cat([v[..., :-1].flatten(1), v[..., -1]], 1)
-                if v.dim() == 3 and "feature" not in n
-                else v
+                n: as_parameters(v) if v.dim() == 3 and "feature" not in n else v
                 for n, v in found.values.items()
             }
+            rows = as_parameters(found.values["hessian"].flatten(3).movedim(3, 1).flatten(0, 1))
+            columns = rows.unflatten(0, (D, -1)).mT.flatten(0, 1).unflatten(-1, (C, F + 1))
+            values["hessian"] = as_parameters(columns).unflatten(0, (D, -1))
         else:
             found = head_statistics_by_autograd(
                 head, x, labels, domain, D, order=STATISTICS, weight=weight, chunk=7
@@ -307,3 +314,32 @@ def test_errors_name_what_is_wrong(problem):
         head_statistics(features[None], logits, labels, domain, D)
     with pytest.raises(InputError, match=r"has no parameters"):
         head_statistics_by_autograd(nn.Identity(), features, labels, domain, D)
+
+
+class Hard(nn.Linear):
+    def forward(self, x):
+        return (super().forward(x) > 0).double()
+
+
+class OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Once(nn.Linear):
+    def forward(self, x):
+        return OnceOnly.apply(super().forward(x))
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Hard, "not depend smoothly"), (Once, "differentiated twice")])
+def test_heads_that_cannot_be_differentiated_twice_are_refused(problem, kind, said):
+    _, features, labels, domain, _ = problem
+    with pytest.raises(InputError, match=said):
+        head_statistics_by_autograd(
+            kind(F, C).double(), features, labels, domain, D, order=["hessian_gradient"]
+        )

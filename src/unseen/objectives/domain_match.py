@@ -49,6 +49,15 @@ def discrepancy(
     return distances @ share
 
 
+def require_apart(model: Network) -> None:
+    """Raise `InputError` when the head shares a parameter with the featurizer: derivatives in the head alone would
+    leave half of what it does out."""
+    of_head = {id(parameter): name for name, parameter in model.head.named_parameters()}
+    shared = [of_head[id(p)] for p in model.featurizer.parameters() if id(p) in of_head]
+    if shared:
+        raise InputError("head", f"shares its {shared[0]} with the featurizer", "Give it weights of its own.")
+
+
 def pairwise_factor(present: Tensor) -> Tensor:
     """Mean squared distance over pairs of domains divided by that to their mean: 2 E / (E - 1) for E domains.
 
@@ -196,6 +205,7 @@ class DomainMatch(Objective):
         self.reference, self.coordinates, self.detach_reference = reference, coordinates, detach_reference
         self.moving_average, self.probes, self.probe_seed = moving_average, probes, probe_seed
         self.averages = moving_average > 0 and "gradient_variance" in self.factors
+        self._apart = False
         self.schedule = PenaltySchedule(penalty_weight, warmup_steps, warmup_weight, rescale_loss)
 
     def setup(self, *, features: int, classes: int, domains: int) -> None:
@@ -218,6 +228,9 @@ class DomainMatch(Objective):
         return self.schedule.switches_at(step)
 
     def forward(self, model: Network, batch: Batch) -> Loss:
+        if not self._apart:
+            require_apart(model)
+            self._apart = True
         features = model.featurizer(batch.x)
         logits = model.head(features)
         with torch.autocast(features.device.type, enabled=False):

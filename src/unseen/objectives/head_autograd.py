@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,9 @@ def head_statistics_by_autograd(
 ) -> HeadStatistics:
     """The statistics of `head_statistics` for any twice differentiable head.
 
-    Parameter-shaped statistics are (D, P) over all P parameters of the head, flattened one after the other.
-    `chunk` limits how many rows of the Hessian are in memory at a time. Features stay differentiable.
+    Parameter-shaped statistics are (D, P) over all P parameters of the head, flattened one after the other, and
+    the Hessian (D, P, P). `chunk` limits how many rows of it are worked on at a time. Features stay differentiable.
+    Raises `InputError` for a head whose logits, or whose gradient, autograd can't differentiate in its parameters.
     """
     check_names(order)
     parameters: dict[str, Tensor] = dict(head.named_parameters())
@@ -42,6 +44,10 @@ def head_statistics_by_autograd(
     features = full_precision(features)
     logits = head(features)
     check_shapes(features, logits, domain, domains, weight)
+    trained = any(parameter.requires_grad for parameter in parameters.values())
+    if trained and torch.is_grad_enabled() and not logits.requires_grad:
+        problem = "has logits that do not depend smoothly on its parameters, so every gradient is zero"
+        raise InputError("head", problem, "Leave out steps such as comparisons, rounding and argmax.")
     rows = DomainRows.of(domain, domains, features.dtype)
     weights = torch.ones_like(features[:, 0]) if weight is None else weight
 
@@ -64,9 +70,9 @@ def head_statistics_by_autograd(
     simple = [n for n in order if n in ("loss", "scale_gradient", "feature_mean", "feature_covariance")]
     closed = head_statistics(features, logits, targets, domain, domains, order=simple, weight=weight)
     found = {name: torch.cat([closed.values[name], closed.pooled[name].unsqueeze(0)]) for name in simple}
-    gradients = vmap(lambda row: flat(grad(risk)(parameters, row)))(rows.all)
-    found["gradient"] = gradients
     try:
+        gradients = vmap(lambda row: flat(grad(risk)(parameters, row)))(rows.all)
+        found["gradient"] = gradients
         if "gradient_variance" in order:
             each = vmap(
                 lambda x, y, w: flat(
@@ -76,13 +82,17 @@ def head_statistics_by_autograd(
             found["gradient_variance"] = rows.all @ each.square() - gradients.square()
         if "hessian_gradient" in order:
             found["hessian_gradient"] = vmap(hessian_product)(rows.all, gradients)
+        unit = torch.eye(gradients.shape[1], dtype=features.dtype, device=features.device)
         if "hessian_diagonal" in order:
-            unit = torch.eye(gradients.shape[1], dtype=features.dtype, device=features.device)
             found["hessian_diagonal"] = torch.stack(
                 [
                     vmap(lambda e, row=row: hessian_product(row, e) @ e, chunk_size=chunk)(unit)
                     for row in rows.all
                 ]
+            )
+        if "hessian" in order:
+            found["hessian"] = torch.stack(
+                [vmap(partial(hessian_product, row), chunk_size=chunk)(unit) for row in rows.all]
             )
     except RuntimeError as error:
         raise InputError(

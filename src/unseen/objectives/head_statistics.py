@@ -25,6 +25,7 @@ STATISTICS = (
     "gradient_variance",
     "hessian_gradient",
     "hessian_diagonal",
+    "hessian",
     "scale_gradient",
     "feature_mean",
     "feature_covariance",
@@ -79,6 +80,8 @@ def head_statistics(
       hessian_gradient    (D, C, F+1)   H g = mean u z' with a = g z, u = p a - p <p, a>; also the factor g is
                                         differentiated, as in the identity H g = |g| grad |g|
       hessian_diagonal    (D, C, F+1)   mean p (1 - p) z^2
+      hessian             (D, C, F+1, C, F+1)
+                                        mean (diag p - p p') x (z z'), for small heads: (C (F+1))^2 numbers a domain
       scale_gradient      (D,)          derivative of R in a factor on the logits, at 1: mean <r, logits>
       feature_mean        (D, F)
       feature_covariance  (D, F, F)     unbiased (divided by n - 1); zero for one example
@@ -101,7 +104,7 @@ def head_statistics(
         residual = weighted(probabilities - class_probabilities(targets, logits.shape[1], logits.dtype))
     if "scale_gradient" in order:
         found["scale_gradient"] = rows @ (residual * logits).sum(1)
-    if {"gradient", "gradient_variance", "hessian_gradient", "hessian_diagonal"} & set(order):
+    if {"gradient", "gradient_variance", "hessian_gradient", "hessian_diagonal", "hessian"} & set(order):
         inputs = torch.cat([features, torch.ones_like(features[:, :1])], 1)
     if {"gradient", "gradient_variance", "hessian_gradient"} & set(order):
         found["gradient"] = mean_products(rows, residual, inputs)
@@ -114,6 +117,11 @@ def head_statistics(
     if "hessian_diagonal" in order:
         curvature = weighted(probabilities * (1 - probabilities))
         found["hessian_diagonal"] = mean_products(rows, curvature, inputs.square())
+    if "hessian" in order:
+        curvatures = weighted(
+            torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None]
+        )
+        found["hessian"] = torch.einsum("kb,bcd,bf,bg->kcfdg", rows, curvatures, inputs, inputs)
     if "feature_mean" in order or "feature_covariance" in order:
         shares = example_shares(rows, weight)
         means = found["feature_mean"] = shares @ features
