@@ -61,7 +61,9 @@ class OpenVocabDistiller:
     settings         fields of `Learner`: steps, batch_size, optimizer, learning_rate, ...; see `DEFAULTS`
 
     After `fit`: `model_` (logits of the classes learned from) and `history_`. `zero_shot` gives classifiers of other
-    texts. `fit` anew with `start=` and few examples is the paper's few-shot fine-tuning.
+    texts. `fit` anew with `start=` and few examples is the paper's few-shot fine-tuning. Texts stay as they are given:
+    the paper's optional prompts, learnt together with the student, are not here (`unseen.prompts.PromptTuner` learns
+    them for the teacher beforehand).
     Li et al. 2023, arXiv 2307.03135.
     """
 

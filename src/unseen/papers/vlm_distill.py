@@ -41,7 +41,8 @@ class VLMDistill(Reproduction):
         "among 32 and among all 64 names, and new classes in three new looks. Thresholds are those expected "
         "beforehand from a pilot with a student of half this width. Tried once, on a seed that is not judged: with 400 "
         "steps all losses gained 3 points among 32 names and 8 among 64.",
-        not_here="CLIP ViT-L/14, descriptions by a language model, captions, few-shot learning, the six data sets.",
+        not_here="CLIP ViT-L/14, descriptions by a language model, captions (their loss is built and tested, not "
+        "judged), few-shot learning, the optional learnt prompts, the six data sets.",
         full="An image folder domain/class/image ($UNSEEN_IMAGES, default $UNSEEN_DATA/PACS): every second class is "
         "seen, all domains; teacher $UNSEEN_TEACHER (the paper: CLIP ViT-L/14), student $UNSEEN_BACKBONE with a last "
         "layer as wide as the teacher's space (the paper: ResNet-18/50 from scratch). One GPU a run.",
