@@ -46,7 +46,8 @@ def test_tables_become_standardised_numbers_and_one_hot_columns():
 def test_only_training_rows_are_looked_at():
     made = fit_preprocessing(table(FRAME), torch.tensor([0, 1]))
     assert made.columns[0]["mean"] == 25 and not made.columns[0]["has_missing"]
-    unknown = made.encode(FRAME.assign(job="pilot"))
+    with pytest.warns(UnseenWarning, match=r"column 'job': 4 of 4 values, such as 'pilot' \(row 0\)"):
+        unknown = made.encode(FRAME.assign(job="pilot"))
     assert unknown[:, 1:3].abs().sum() == 0  # a job that training did not have
 
 

@@ -135,7 +135,7 @@ class TablePreprocessing(Preprocessing):
     """Tables: numbers are imputed by the median and standardised, categories become one-hot columns.
 
     A numeric column with missing values in training gets a further 0/1 column that says so. Categories that
-    training did not have become all zeros.
+    training did not have become all zeros, with a warning.
     """
 
     kind = "table"
@@ -199,6 +199,15 @@ class TablePreprocessing(Preprocessing):
                 code = pd.Index(column["categories"]).get_indexer(
                     values.astype(str).where(values.notna(), None)
                 )
+                unknown = values[(code < 0) & values.notna().to_numpy()]
+                if len(unknown):
+                    warnings.warn(
+                        f"column {column['name']!r}: {len(unknown)} of {len(values)} values, such as "
+                        f"{unknown.iloc[0]!r} (row {unknown.index[0]}), are no categories that the model knows "
+                        "and count as missing",
+                        UnseenWarning,
+                        stacklevel=2,
+                    )
                 parts.append((code[:, None] == np.arange(len(column["categories"]))).astype(np.float32))
                 continue
             numbers = _numbers(values, column["name"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from unseen.errors import UnseenWarning
 from unseen.networks import Bank, Network
 from unseen.networks.taps import tapped
 from unseen.registry import Spec
@@ -42,7 +44,9 @@ class TrainingData:
             from unseen.networks.frozen import FrozenBackbone
 
             self.preprocessing = FrozenBackbone.fit(split.shift, split.train, backbone)
-        self.stored = self.preprocessing.encode(split.shift.inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnseenWarning)  # that a held-out domain has categories of its own
+            self.stored = self.preprocessing.encode(split.shift.inputs)
         self.domain = split.train_domain_index(torch.arange(len(split.shift)))
         self.remembered: dict[Any, Any] = {}
         """What is the same for every network that is judged on these data."""
