@@ -9,7 +9,7 @@ from torch import nn
 from unseen.detection import Familiarity
 from unseen.detection.mahalanobis import class_statistics, squared_distances, whitening
 from unseen.detection.nearest_neighbours import kth_neighbour
-from unseen.errors import InputError
+from unseen.errors import InputError, UnseenWarning
 from unseen.networks import Bank
 from unseen.registry import detectors
 
@@ -280,6 +280,25 @@ def test_knn_chooses_k_and_thins_a_large_bank():
     assert torch.equal(chosen, detectors.build("knn(k=3)").fit(train).score(queries))  # 1 % of 300
     detector = detectors.build("knn(k=50, largest=20)").fit(train)
     assert torch.isfinite(detector.score(queries)).all()  # k beyond the thinned bank: its farthest row
+
+
+def test_neighbours_of_features_without_a_direction():
+    train, queries = outputs(), outputs(12, seed=1)
+    whole = detectors.build("knn(k=3)").fit(train)
+    expected = whole.score(queries)
+    queries.features[[3, 7]] = 0.0
+    with pytest.warns(
+        UnseenWarning, match=r"norm zero.*in 2 row\(s\): 3, 7: they score as the least familiar"
+    ):
+        found = whole.score(queries)
+    expected[[3, 7]] = -2.0  # nothing on the sphere is farther
+    assert torch.equal(found, expected)
+    train.features[:11] = 0.0
+    with pytest.warns(UnseenWarning, match=r"11 row\(s\): 0, 1, .*9, \.\.\.: they are not kept"):
+        kept = detectors.build("knn(k=3)").fit(train).bank
+    assert torch.equal(kept, whole.bank[11:])
+    with pytest.raises(InputError, match="all have norm zero"):
+        detectors.build("knn").fit(train.take(torch.arange(11)))
 
 
 def test_knn_refuses_what_cannot_be():

@@ -61,3 +61,13 @@ def test_errors(features):
         MahalanobisSSD().fit(bank(features[:0]))
     with pytest.raises(InputError, match="NaN"):
         MahalanobisSSD().fit(bank(features * float("nan")))
+
+
+def test_features_without_a_direction_are_named(features):
+    """They would be in the middle of the sphere: more familiar than any other where the directions are spread."""
+    detector, some = MahalanobisSSD().fit(bank(features)), features[:12].clone()
+    some[[3, 7]] = 0.0
+    with pytest.raises(InputError, match=r"in 2 row\(s\): 3, 7\. Leave these inputs out"):
+        detector.score(bank(some))
+    with pytest.raises(InputError, match="norm zero"):
+        MahalanobisSSD().fit(bank(some))

@@ -52,6 +52,12 @@ def require_head(bank: Bank) -> tuple[Tensor, Tensor]:
     return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight)
 
 
+def named_rows(rows: Tensor) -> str:
+    """Which of (N,) booleans are True, the first ten by number: "2 row(s): 3, 7"."""
+    numbers = rows.nonzero().squeeze(1).tolist()
+    return f"{len(numbers)} row(s): {', '.join(map(str, numbers[:10]))}{', ...' if len(numbers) > 10 else ''}"
+
+
 def well_classified(bank: Bank) -> Tensor:
     """(N,) bool: examples that are classified correctly, and all those of a class of which none is."""
     labels = require_labels(bank)

@@ -7,8 +7,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from unseen.detection.bank_parts import require_rows
+from unseen.detection.bank_parts import named_rows, require_rows
 from unseen.detection.base import Detector, require_finite
+from unseen.errors import InputError
 from unseen.networks import Bank
 from unseen.registry import detectors
 
@@ -25,7 +26,8 @@ class MahalanobisSSD(Detector):
     """Minus the squared Mahalanobis distance to the global mean, for features of length one, standardised.
 
     With one cluster, as PALM is scored (Lu et al. 2024). Mean, deviation and covariance are those of the training
-    outputs; the covariance has a pseudo-inverse, so directions in which these do not vary do not count.
+    outputs; the covariance has a pseudo-inverse, so directions in which these do not vary do not count. Features of
+    norm zero, which have no direction, are refused.
     """
 
     centre: Tensor
@@ -33,7 +35,7 @@ class MahalanobisSSD(Detector):
 
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
-        points = self._normalised(bank).double()
+        points = _unit(bank).double()
         centre, deviation = points.mean(0), points.std(0, correction=0)
         scale = torch.where(deviation > 1e-8, deviation, 1.0)
         standard = (points - centre) / scale
@@ -45,8 +47,17 @@ class MahalanobisSSD(Detector):
 
     def score(self, bank: Bank) -> Tensor:
         self.require_fitted(bank)
-        return -((self._normalised(bank) - self.centre) @ self.transform).square().sum(1)
+        return -((_unit(bank) - self.centre) @ self.transform).square().sum(1)
 
-    @staticmethod
-    def _normalised(bank: Bank) -> Tensor:
-        return torch.nn.functional.normalize(require_finite(bank.features, "features").float(), dim=1)
+
+def _unit(bank: Bank) -> Tensor:
+    """Features of length one. One of norm zero would be in the middle of the sphere, and so the most familiar."""
+    features = require_finite(bank.features, "features").float()
+    nowhere = features.norm(dim=1) == 0
+    if not torch.compiler.is_exporting() and nowhere.any():
+        raise InputError(
+            "features",
+            f"have norm zero, and so no direction, in {named_rows(nowhere)}",
+            "Leave these inputs out, or choose a detector that does not normalise, such as mahalanobis.",
+        )
+    return torch.nn.functional.normalize(features, dim=1)
