@@ -7,6 +7,7 @@ import torch
 
 from unseen.errors import InputError, UnseenWarning
 from unseen.measures.accuracy_estimates import estimate_accuracy
+from unseen.measures.online_drift import DriftState
 from unseen.measures.permutation_tests import mmd
 from unseen.training import Predictor
 from unseen.training.reference import Reference
@@ -27,6 +28,27 @@ def test_calm_chunks_are_quiet_and_a_new_domain_alarms(digits):
     assert max(c.drift_effect for c in calm) < 0.2 < min(c.drift_effect for c in moved)
     assert min(c.familiarity for c in calm) > max(c.familiarity for c in moved)
     assert [(c.number, c.first, c.last) for c in watcher.chunks[:2]] == [(1, "0", "99"), (2, "100", "199")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "more"), [((3,), None), ((3, 5), "1 more place"), ((3, 5, 8), "2 more places")]
+)
+def test_one_change_within_the_stream_is_told_once(changes, more, digits):
+    class Told:
+        """Finds changes at the given examples; the mean has just fallen."""
+
+        seen, mean = 0, 0.5
+
+        def update(self, value):
+            found = DriftState.DRIFT if self.seen in changes else DriftState.STABLE
+            self.seen, self.mean = self.seen + 1, 0.5 - 0.01 * self.seen
+            return found
+
+    watcher = Watcher(digits.predictor)
+    watcher._within = Told()
+    alarms = [a for a in watcher.observe(digits.calm[:20]).alarms if "features" not in a and "ATC" not in a]
+    expected = ["familiarity fell within the stream, noticed at 3 (ADWIN)"]
+    assert alarms == expected + ([f"and so at {more}"] if more else [])
 
 
 def test_numbers_are_those_of_the_measures(digits):

@@ -165,7 +165,8 @@ class Watcher:
                 way = "fell" if self._within.mean < before else "rose"
                 alarms.append(f"familiarity {way} within the stream, noticed at {name} (ADWIN)")
         if len(alarms) > 1:  # it goes on dropping old examples as it grows surer of the same change
-            alarms[1:] = [f"and so at {len(alarms) - 1} more places"]
+            rest = len(alarms) - 1
+            alarms[1:] = [f"and so at {rest} more place{'s' if rest > 1 else ''}"]
         return alarms
 
     def _serial_correlation(self, bank: Bank) -> float | None:
