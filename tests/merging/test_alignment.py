@@ -5,6 +5,7 @@ from torch import nn
 from unseen.averaging import snapshot
 from unseen.errors import InputError
 from unseen.merging import align, interpolation_curve, sequential_axes
+from unseen.merging.alignment import Permutation
 from unseen.networks import build_network
 
 
@@ -91,6 +92,77 @@ def test_alignment_removes_the_barrier_between_permuted_networks(generator):
 def test_the_librarys_mlp_is_understood():
     network = build_network("mlp(width=8, depth=2)", (4,), 3)
     assert [p.size for p in sequential_axes(network)] == [8, 8]
+
+
+class Written(nn.Module):
+    """A convolution and two linear layers, called as the test says."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(2, 3, 1), nn.Linear(12, 12), nn.Linear(12, 2)
+        self._forward = forward
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.last(torch.relu(m.second(m.first(x).flatten(1)))),
+        lambda m, x: m.last(m.second(m.first(x).view(x.size(0), -1))),
+        lambda m, x: m.last(m.second(m.first(x).reshape(x.shape[0], 12))),
+    ],
+)
+def test_chains_written_as_code_are_understood(forward, generator):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, target = Written(forward), Written(forward)
+    x = torch.randn(5, 2, 2, 2, generator=generator)
+    expected = model(x)
+    found = align(model.state_dict(), target.state_dict(), sequential_axes(model), generator=generator)
+    assert not torch.equal(found["second.weight"], model.second.weight)
+    model.load_state_dict(found)
+    torch.testing.assert_close(model(x), expected)
+
+
+def shortcut(m, x):
+    x = m.first(x).flatten(1)
+    return m.last(x + m.second(x))
+
+
+@pytest.mark.parametrize(
+    "forward, message",
+    [
+        (shortcut, "is no chain of modules: 'add' takes"),
+        (lambda m, x: m.last(m.second(m.second(m.first(x).flatten(1)))), "each of its layers once, in order"),
+        (lambda m, x: m.last(m.first(x).flatten(1)), "each of its layers once, in order"),
+        (lambda m, x: m.last(m.second(x if len(x) else m.first(x))), "cannot be followed"),
+        (lambda m, x: m.last(m.second(m.first(x).flatten(1) * m.last.weight[0])), "is no chain of modules"),
+    ],
+)
+def test_networks_whose_code_is_no_chain_are_refused(forward, message):
+    """Units of a shortcut's two sides cannot be permuted apart: the network would compute something else."""
+    with pytest.raises(InputError, match=message):
+        sequential_axes(Written(forward))
+
+
+def test_states_and_permutations_that_do_not_fit_are_refused(generator):
+    a, b = (snapshot(mlp(width)) for width in (12, 13))
+    axes = sequential_axes(mlp())
+    broken = {name: value.clone() for name, value in a.items()}
+    broken["4.weight"][0, 0] = float("nan")
+    for state, target, permutations, message in (
+        (a, b, axes, r"'1.weight': has shape \(12, 6\) in the state, but \(13, 6\) in the target"),
+        (a, {**{k: v for k, v in a.items() if k != "1.bias"}}, axes, "'1.bias': is in the state, but not in"),
+        (a, a, sequential_axes(mlp(13)), "does not run over 13 units"),
+        (a, a, [Permutation(12, (("1.weigth", 0),))], "Did you mean '1.weight'"),
+        (a, a, [Permutation(12, (("1.bias", 1),))], "axis 1 of '1.bias'"),
+        (broken, a, axes, "'4.weight' of the state: has NaN"),
+        (a, broken, axes, "'4.weight' of the target: has NaN"),
+    ):
+        with pytest.raises(InputError, match=message):
+            align(state, target, permutations, generator=generator)
 
 
 @pytest.mark.parametrize(

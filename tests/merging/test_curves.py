@@ -95,3 +95,12 @@ def test_states_must_have_one_form():
         interpolate(a, {"x.ww": b["x.w"], "y.w": b["y.w"], "n": b["n"]}, 0.5)
     with pytest.raises(InputError, match="alpha of 'x.ww': is of no tensor. Did you mean 'x.w'"):
         interpolate(a, b, {"x.ww": 0.5})
+
+
+def test_scores_that_are_no_numbers_and_no_shares_are_refused():
+    a, b = pair()
+    for way in (interpolation_curve, layerwise_curves):
+        with pytest.raises(InputError, match="score at 0: is NaN"):
+            way(a, b, lambda state: float("nan"))
+        with pytest.raises(InputError, match="alphas: are none"):
+            way(a, b, lambda state: 0.0, alphas=())

@@ -79,3 +79,11 @@ def test_what_does_not_fit_is_refused():
         greedy_soup([], lambda state: 0.0)
     with pytest.raises(InputError, match="1 for 2 models"):
         greedy_soup(states(0, 1), lambda state: 0.0, scores=[1.0])
+
+
+def test_a_model_whose_score_is_nan_is_named():
+    states = [{"w": torch.tensor([value])} for value in (1.0, 2.0)]
+    with pytest.raises(InputError, match="score of model 1: is NaN"):
+        greedy_soup(states, lambda state: float("nan") if state["w"] == 2 else 0.0)
+    with pytest.raises(InputError, match="score of model 0: is NaN"):
+        greedy_soup(states, lambda state: 0.0, scores=[float("nan"), 0.0])

@@ -229,3 +229,14 @@ def test_the_adaptive_rate_is_clipped_between_the_length_of_retraining_and_the_l
     for bad in ((1.1, 0.5, 0.1), (0.5, 0.0, 0.1), (0.5, 0.5, 0.0), (float("nan"), 0.5, 0.1)):
         with pytest.raises(InputError, match="pruned_share"):
             adaptive_rate(*bad)
+
+
+def test_a_train_that_returns_nothing_or_another_network_is_told():
+    with pytest.raises(InputError, match="train: gives a NoneType. Return the trained network"):
+        SparseSoup(lambda model, setting: None, 0.5).run(network())
+    with pytest.raises(InputError, match="in the network, but .* in the trained one"):
+        SparseSoup(lambda model, setting: nn.Sequential(nn.Linear(2, 2)), 0.5).run(
+            nn.Sequential(nn.Linear(2, 3))
+        )
+    with pytest.raises(InputError, match="models: are none"):
+        reprune([], 0.5)

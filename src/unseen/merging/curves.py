@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,14 +113,14 @@ def interpolation_curve(
     anew at each share, the ends included, in the model, whose state is then what is evaluated and, at the end,
     what it was before.
     """
-    _check(a, b, model, batches)
+    _check(a, b, alphas, model, batches)
     buffer: StateDict = {}
     scores = []
     with _restored(model):
         for alpha in alphas:
             state = interpolate(a, b, alpha, extrapolate=extrapolate, into=buffer or None)
             buffer = state
-            scores.append(float(evaluate(_with_statistics(state, model, batches))))
+            scores.append(_score(evaluate, _with_statistics(state, model, batches), alpha))
     return Curve(tuple(float(alpha) for alpha in alphas), tuple(scores))
 
 
@@ -144,7 +145,7 @@ def layerwise_curves(
     """
     if anchor not in ("a", "b"):
         raise InputError("anchor", f"is {anchor!r}", "Give 'a' or 'b'.")
-    _check(a, b, model, batches)
+    _check(a, b, alphas, model, batches)
     members = grouped(a, groups or (lambda name: name.rpartition(".")[0]))
     resting = 0.0 if anchor == "a" else 1.0
     buffer: StateDict | None = None
@@ -156,12 +157,16 @@ def layerwise_curves(
             for alpha in alphas:
                 shares = {name: alpha if name in moving else resting for name in a}
                 buffer = interpolate(a, b, shares, into=buffer)
-                scores.append(float(evaluate(_with_statistics(buffer, model, batches))))
+                scores.append(_score(evaluate, _with_statistics(buffer, model, batches), alpha))
             curves[group] = Curve(tuple(alphas), tuple(scores))
     return curves
 
 
-def _check(a: Mapping[str, Tensor], b: Mapping[str, Tensor], model: Any, batches: Any) -> None:
+def _check(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], alphas: Sequence[float], model: Any, batches: Any
+) -> None:
+    if not len(alphas):
+        raise InputError("alphas", "are none", "Give shares in [0, 1].")
     check_same_tensors([open_checkpoint(a, "state a"), open_checkpoint(b, "state b")])
     if (model is None) != (batches is None):
         raise InputError("model and batches", "come together", "Give both, or neither.")
@@ -171,6 +176,13 @@ def _check(a: Mapping[str, Tensor], b: Mapping[str, Tensor], model: Any, batches
             UnseenWarning,
             stacklevel=3,
         )
+
+
+def _score(evaluate: Callable[[StateDict], float], state: StateDict, alpha: float) -> float:
+    score = float(evaluate(state))
+    if math.isnan(score):
+        raise InputError(f"score at {alpha:g}", "is NaN", "Look at the states, or at what scores them.")
+    return score
 
 
 def _with_statistics(state: StateDict, model: nn.Module | None, batches: Any) -> StateDict:

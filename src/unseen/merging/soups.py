@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -48,13 +49,16 @@ def greedy_soup(
 
     Models in falling order of their held-out score; one is added if the mean's score does not fall. `scores`,
     if known, spare the first evaluations: then K - 1 are made of K models, else 2 K - 1. Beside the models two
-    states are in memory; paths are read when it is their turn.
+    states are in memory; paths are read when it is their turn. Raises `InputError` for a score that is NaN.
     """
     opened = _open(models)
     if scores is None:
         scores = [float(evaluate(_state(model))) for model in opened]
     elif len(scores) != len(opened):
         raise InputError("scores", f"has {len(scores)} for {len(opened)} models", "Give one a model.")
+    for model, score in zip(opened, scores, strict=True):
+        if math.isnan(score):
+            raise InputError(f"score of {model.label}", "is NaN", "Leave the model out.")
     order = sorted(range(len(opened)), key=lambda index: -scores[index])
     mean, best = RunningMean(), float(scores[order[0]])
     mean.add(_state(opened[order[0]]))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unseen.averaging import StateDict, estimate_batch_statistics, has_batch_statistics, snapshot
 from unseen.errors import InputError
 from unseen.merging.base import Method
-from unseen.merging.checkpoints import open_checkpoint
+from unseen.merging.checkpoints import check_same_tensors, open_checkpoint
 from unseen.merging.geometry import compare
 from unseen.merging.memory import merge_opened
 from unseen.merging.soups import greedy_soup
@@ -161,7 +161,10 @@ class SparseSoup:
         model.load_state_dict(start)
         with apply_masks(model, masks):
             trained = self.train(model, setting)
+        if not isinstance(trained, nn.Module):
+            raise InputError("train", f"gives a {type(trained).__name__}", "Return the trained network.")
         state = snapshot(trained)
+        check_same_tensors([open_checkpoint(start, "the network"), open_checkpoint(state, "the trained one")])
         if not self.reprune:
             check_zeros(state, masks, f"the member of {setting}")
         return state
@@ -248,6 +251,8 @@ def reprune(
     Batch statistics are the models' mean: estimate them anew.
     """
     check_sparsity(sparsity)
+    if not models:
+        raise InputError("models", "are none", "Give one or more.")
     mean = copy.deepcopy(models[0])
     mean.load_state_dict(_mean([model.state_dict() for model in models]))
     masks = pruner(mean, sparsity)

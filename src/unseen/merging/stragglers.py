@@ -11,7 +11,6 @@ from torch import Tensor
 
 from unseen.averaging import StateDict
 from unseen.errors import InputError
-from unseen.merging.base import check_share
 from unseen.merging.checkpoints import check_same_tensors, open_checkpoint
 from unseen.merging.curves import ALPHAS, Curve, interpolate, layerwise_curves, settled
 from unseen.merging.sparsify import sparsify
@@ -67,7 +66,8 @@ def sparsify_update(
     Counted over a group, not over each of its tensors. Batch statistics and what is no floating point are b's.
     """
     check_same_tensors([open_checkpoint(a, "state a"), open_checkpoint(b, "state b")])
-    check_share("keep", keep)
+    if not 0 <= keep <= 1:
+        raise InputError("keep", f"is {keep}", "Give a share in [0, 1].")
     known = grouped(_weights(a), groups)
     result = {name: value.clone() for name, value in b.items()}
     for group in known if layers is None else layers:
