@@ -8,6 +8,7 @@ from unseen.errors import InputError, UnseenWarning
 from unseen.extrapolation import (
     DomainSpec,
     GridProposer,
+    ImageTextScorer,
     ListProposer,
     ProceduralGenerator,
     TemplateTextGenerator,
@@ -139,6 +140,43 @@ def test_a_filter_keeps_the_best_and_the_rest_is_generated_anew(tmp_path):
     plain = made()
     dark = [brightness(s.take(torch.arange(24)), None, None)[s.domain == 0].mean() for s in (shift, plain)]
     assert dark[0] > dark[1]
+
+
+class ColourClip:
+    """Images by their mean colour, texts by the colours that they name."""
+
+    def encode_image(self, images):
+        self.sizes = [*getattr(self, "sizes", []), len(images)]
+        return 3 * images.float().mean((2, 3))
+
+    def encode_text(self, texts):
+        return torch.tensor(
+            [[float(colour in text) for colour in ("red", "green", "blue")] for text in texts]
+        )
+
+
+def test_images_are_scored_by_their_nearest_prompt(tmp_path):
+    spec = DomainSpec("d", prompts={"cat": ["red", "a green and blue cat"], "dog": ["blue"]})
+    images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    for row, colour in enumerate([(9, 0, 0), (0, 7, 7), (0, 5, 0), (3, 4, 0)]):
+        images[row] = torch.tensor(colour, dtype=torch.uint8)[:, None, None]
+    encoder = ColourClip()
+    scorer = ImageTextScorer(encoder, batch=3)
+    expected = torch.tensor([1, 1, 0.5**0.5, 0.6])
+    torch.testing.assert_close(scorer(images, spec, "cat"), expected)
+    assert encoder.sizes == [3, 1]
+    assert scorer(images, spec, "dog").argmax() == 1
+    keep = filter_by_score(scorer, keep=0.5)
+    assert keep(images, spec, "cat").tolist() == [True, True, False, False]
+    assert "ColourClip" in keep.facts["scorer"]
+    assert "m/a" in filter_by_score(ImageTextScorer(encoder, name="m/a"), keep=0.5).facts["scorer"]
+    with pytest.raises(InputError, match="no prompt for class 'cow'"):
+        scorer(images, spec, "cow")
+    for other in (["a text"], torch.zeros(3, 5)):
+        with pytest.raises(InputError, match="image-text scorer: got"):
+            scorer(other, spec, "cat")
+    with pytest.raises(InputError, match="batch: is 0"):
+        ImageTextScorer(encoder, batch=0)
 
 
 def test_a_filter_that_leaves_little_or_nothing():

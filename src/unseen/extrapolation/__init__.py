@@ -20,6 +20,7 @@ _PUBLIC = {
     "scaling_curve": "unseen.extrapolation.mixing",
     "novelty_report": "unseen.extrapolation.novelty",
     "filter_by_score": "unseen.extrapolation.filtering",
+    "ImageTextScorer": "unseen.extrapolation.filtering",
     "read_manifest": "unseen.extrapolation.storage",
     "rejections": "unseen.extrapolation.storage",
     "DomainSpec": "unseen.extrapolation.proposals",

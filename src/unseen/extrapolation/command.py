@@ -26,6 +26,7 @@ def extrapolate(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Ask for each class by itself, as the paper does.")
     ] = False,
+    prompts: Annotated[int, typer.Option(help="Prompts that it writes for each class in each domain.")] = 1,
     proposals: Annotated[
         Path | None,
         typer.Option(help="Instead of an endpoint: JSON list of names or {name, description, prompts}."),
@@ -38,6 +39,13 @@ def extrapolate(
     ] = None,
     licence: Annotated[str, typer.Option(help="Licence of that model, for the manifest.")] = "",
     image_size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the images that fit their prompts best by this CLIP: transformers:FOLDER or open_clip:A/B."
+        ),
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of the images that is kept then, in (0, 1].")] = 0.5,
     text: Annotated[
         list[str] | None,
         typer.Option(help="Instead: template of a text, with {prompt}, {cls}, {domain}; may be repeated."),
@@ -55,8 +63,9 @@ def extrapolate(
         from unseen.extrapolation.synthesis import extrapolate as run
 
     hidden = tuple(unseen or ())
-    proposer = _proposer(endpoint, model, key, style, per_class, proposals, template, hidden, out)
+    proposer = _proposer(endpoint, model, key, style, per_class, prompts, proposals, template, hidden, out)
     generator = _generator(diffusion, licence, image_size, text)
+    chosen = None if encoder is None else _filter(encoder, keep, text)
     with warnings_told(console), resumable(console), progress_bar(console) as bar:
         shown = bar.add_task("generating", total=None)
         shift = run(
@@ -66,6 +75,7 @@ def extrapolate(
             generator,
             domains=domains,
             per_cell=per_cell,
+            keep=chosen,
             folder=out,
             unseen=hidden,
             seed=seed,
@@ -84,6 +94,7 @@ def _proposer(
     key: str,
     style: Any,
     per_class: bool,
+    prompts: int,
     proposals: Path | None,
     template: str,
     unseen: tuple[str, ...],
@@ -103,7 +114,9 @@ def _proposer(
     if model is None:
         raise InputError("--model", "is missing", "Name the language model of the endpoint.")
     chat = ChatEndpoint(str(endpoint), model, key_variable=key)
-    return LLMProposer(chat, style=style, per_class=per_class, exclude=unseen, answers=out / "answers")
+    return LLMProposer(
+        chat, style=style, per_class=per_class, prompts=prompts, exclude=unseen, answers=out / "answers"
+    )
 
 
 def _read_proposals(path: Path) -> list[Any]:
@@ -134,3 +147,13 @@ def _generator(diffusion: str | None, licence: str, image_size: int, text: list[
     if text:
         return TemplateTextGenerator(text)
     return DiffusersGenerator(str(diffusion), size=(image_size, image_size), licence=licence)
+
+
+def _filter(encoder: str, keep: float, text: list[str] | None) -> Any:
+    from unseen.errors import InputError
+    from unseen.extrapolation import ImageTextScorer, filter_by_score
+    from unseen.networks.dual_encoder import dual_encoder
+
+    if text:
+        raise InputError("--encoder", "is given with --text", "It filters images: leave one of them out.")
+    return filter_by_score(ImageTextScorer(dual_encoder(encoder), name=encoder), keep=keep)

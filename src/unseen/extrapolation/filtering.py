@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from unseen.errors import InputError
 from unseen.extrapolation.generators import Examples
@@ -17,10 +18,43 @@ Scorer = Callable[[Examples, DomainSpec, str], Any]
 """(n examples, domain, class name) -> n scores, higher is better."""
 
 
+class ImageTextScorer:
+    """Scores images by how well they fit the prompts they were made of: the cosine to the nearest one, in [-1, 1].
+
+    encoder  a dual encoder such as CLIP, `unseen.networks.dual_encoder.dual_encoder(name)`: it has
+             encode_image(images) and encode_text(texts), and reads uint8 images (n, C, H, W)
+    name     of it, for the manifest
+    batch    images at a time
+
+    All images of a cell have the same prompts, so a share to keep suits any encoder; a least cosine is the
+    encoder's own (about 0.25 for CLIP).
+    """
+
+    def __init__(self, encoder: Any, *, name: str = "", batch: int = 32):
+        if batch < 1:
+            raise InputError("batch", f"is {batch}", "Give the number of images at a time, from 1.")
+        self.encoder, self.batch = encoder, batch
+        self.__qualname__ = f"image-text similarity, {name or type(encoder).__name__}"
+
+    @torch.inference_mode()
+    def __call__(self, examples: Examples, spec: DomainSpec, cls: str) -> Tensor:
+        """(n,) float. Raises `InputError` for texts or rows, and for a domain without prompts of the class."""
+        if not isinstance(examples, Tensor) or examples.dim() != 4:
+            problem = f"got {'texts' if isinstance(examples, list) else 'rows'}"
+            raise InputError(
+                "image-text scorer", problem, "Filter images by it, others by a scorer of yours."
+            )
+        texts = normalize(self.encoder.encode_text(spec.prompts_of(cls)).float(), dim=-1)
+        parts = [
+            self.encoder.encode_image(part.to(texts.device)).float() for part in examples.split(self.batch)
+        ]
+        return (normalize(torch.cat(parts), dim=-1) @ texts.T).amax(1).cpu()
+
+
 class filter_by_score:
     """Keeps examples by a score. Mind that a filter prefers prototypes: look at what it rejects, class by class.
 
-    scorer    see `Scorer`: a CLIP similarity of image and prompt, the probability of the class by a probe, ...
+    scorer    see `Scorer`: an `ImageTextScorer`, the probability of the class by a probe, ...
     keep      share, in (0, 1], of each cell's examples that is kept: the best
     at_least  instead, the least score
     """
