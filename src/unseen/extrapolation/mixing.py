@@ -37,9 +37,10 @@ def mix(
 
     Training draws `batch_size` examples of every domain at each step. So divide it by the number of domains when
     runs are compared, or more domains are more compute; and give `as_domain` where one real domain would drown
-    among many synthetic ones. Batch normalisation would average two very different sources: networks with group or
-    layer normalisation, as the ones here, keep them apart. Choose the share by real validation examples; accuracy on synthetic ones
-    says little. Real groups and weights stay (synthetic examples are of group "synthetic", weight 1), times don't.
+    among many synthetic ones. Batch normalisation, as fine-tuned backbones have it, averages two very different
+    sources; `cnn`, `resnet` and `transformer` normalise each example by itself. Choose the share by real validation
+    examples; accuracy on synthetic ones says little. Real groups and weights stay (synthetic examples are of group
+    "synthetic", weight 1), times don't.
 
     Raises `InputError` for other classes or another kind of data on one side, a domain of the same name on both,
     a budget smaller than the number of cells or larger than what there is.
