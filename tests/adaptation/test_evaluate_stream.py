@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from unseen.adaptation.evaluate_stream import METRICS, evaluate_stream
+from unseen.adaptation.evaluate_stream import INTERVAL, METRICS, evaluate_stream
 from unseen.adaptation.meta_ood import MetaOOD
 from unseen.adaptation.stream_methods import SupportNeighbours, WithoutLabels
 from unseen.adaptation.t3a import T3A
@@ -49,11 +49,17 @@ def test_table_area_worst_and_forgetting(stream):
     method = Recorder()
     outcome = evaluate_stream(method, stream)
     assert method.resets == [True, True, False]
-    assert list(outcome.steps.index) == ["roll", "flip"] and tuple(outcome.steps.columns) == METRICS
+    assert (
+        list(outcome.steps.index) == ["roll", "flip"] and tuple(outcome.steps.columns) == METRICS + INTERVAL
+    )
     method.adapt(stream[0].support)
     found = ood_metrics(method.score(stream[0].id_test.x), method.score(stream[0].ood_test))
     assert outcome.steps.auroc["roll"] == found.auroc and outcome.steps.fpr95["roll"] == found.fpr95
-    pd.testing.assert_series_equal(outcome.area, outcome.steps.mean())
+    assert (outcome.steps.auroc_low["roll"], outcome.steps.auroc_high["roll"]) == pytest.approx(
+        (found.auroc_low, found.auroc_high)
+    )
+    pd.testing.assert_series_equal(outcome.area, outcome.steps[list(METRICS)].mean())
+    assert list(outcome.worst.index) == list(outcome.forgetting.index) == list(METRICS)
     assert outcome.worst.accuracy == outcome.steps.accuracy.min()
     assert outcome.worst.fpr95 == outcome.steps.fpr95.max()
     method.adapt(stream.source.support)

@@ -280,6 +280,15 @@ def test_what_cannot_be_adapted_to_is_said():
         MetaOOD(network()).meta_fit(iter([MetaTask(one.support, one.query, one.outliers / 0)]), steps=1)
 
 
+@pytest.mark.parametrize("change", [lambda y: y + 1, lambda y: y - 1, lambda y: y.float()])
+def test_labels_of_a_support_are_classes_of_the_model(change):
+    method, one = MetaOOD(network()), task().support
+    before = method.score(one.x)
+    with pytest.raises(InputError, match="labels of the support.*from 0 to 2"):
+        method.adapt(Labelled(one.x, change(one.y)))
+    assert torch.equal(method.score(one.x), before)
+
+
 def test_an_inner_loss_that_overflows_names_its_step():
     huge = Labelled(1e18 * task().support.x, task().support.y)
     with pytest.raises(TrainingDiverged, match=r"in step [1-4] \(from 0\)"):
@@ -296,6 +305,7 @@ def test_an_inner_loss_that_overflows_names_its_step():
         ({"ood_loss": "hinge"}, "ood_loss"),
         ({"ood_weight": -0.1}, "ood_weight"),
         ({"clip": 0.0}, "clip"),
+        ({"margins": (-5.0, -23.0)}, "margins"),
         ({"order": "reptile", "learn_rates": True}, "learn_rates"),
     ],
 )

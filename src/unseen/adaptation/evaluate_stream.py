@@ -8,11 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 import pandas as pd
 from torch import Tensor
 
-from unseen.detection.metrics import ood_metrics
+from unseen.detection.metrics import delong_interval, ood_metrics
 from unseen.errors import InputError
 from unseen.shifts.task_streams import Labelled, ShiftStream, ShiftTask
 
 METRICS = ("accuracy", "auroc", "fpr95", "aupr_in", "aupr_out")
+INTERVAL = ("auroc_low", "auroc_high")
 _LOWER_IS_BETTER = ("fpr95",)
 
 
@@ -38,7 +39,8 @@ class StreamOutcome:
     """What `evaluate_stream` measured; all numbers in [0, 1].
 
     steps       a row for each distribution, in order of arrival: accuracy on its ID test, and how its ID test is told
-                from its OOD test (auroc, fpr95, aupr_in, aupr_out)
+                from its OOD test (auroc, fpr95, aupr_in, aupr_out); auroc_low and auroc_high are DeLong's 95 % interval
+                of examples, which says nothing of other supports
     area        mean of each metric over the steps: the area under its curve, a step being 1 / T wide
     worst       the worst step's value of each metric
     forgetting  by how much each metric got worse on the source distribution, from adapting to its own support to the
@@ -70,20 +72,23 @@ def evaluate_stream(method: StreamMethod, stream: ShiftStream, *, reset: bool = 
         method.adapt(task.support, reset=reset or number == 0)
         rows.append(judge(method, task))
     steps = pd.DataFrame(rows, index=pd.Index([task.name for task in stream], name="task"))
-    lower = steps.columns.isin(_LOWER_IS_BETTER)
-    worst = steps.min().where(~lower, steps.max())
+    curves = steps[list(METRICS)]
+    lower = curves.columns.isin(_LOWER_IS_BETTER)
+    worst = curves.min().where(~lower, curves.max())
     forgetting = None
     if stream.source is not None and before is not None:
-        loss = pd.Series(before) - pd.Series(judge(method, stream.source))
+        loss = (pd.Series(before) - pd.Series(judge(method, stream.source)))[list(METRICS)]
         forgetting = loss.where(~lower, -loss)
-    return StreamOutcome(steps, steps.mean(), worst, forgetting)
+    return StreamOutcome(steps, curves.mean(), worst, forgetting)
 
 
 def judge(method: StreamMethod, task: ShiftTask) -> dict[str, float]:
     """A method, as it is, on one distribution."""
     predicted = method.predict(task.id_test.x).cpu()
-    found = ood_metrics(
-        method.score(task.id_test.x).cpu(), method.score(task.ood_test).cpu(), confidence=None
-    )
-    values = {name: float(getattr(found, name)) for name in METRICS[1:]}
-    return {"accuracy": float((predicted == task.id_test.y.cpu()).double().mean()), **values}
+    familiar, unfamiliar = method.score(task.id_test.x).cpu(), method.score(task.ood_test).cpu()
+    found = ood_metrics(familiar, unfamiliar, confidence=None)
+    return {
+        "accuracy": float((predicted == task.id_test.y.cpu()).double().mean()),
+        **{name: float(getattr(found, name)) for name in METRICS[1:]},
+        **dict(zip(INTERVAL, delong_interval(familiar, unfamiliar), strict=True)),
+    }

@@ -102,6 +102,8 @@ class MetaOOD:
                 f"are {ood_weight} and {clip}",
                 "Give a weight from 0, and a positive norm.",
             )
+        if not margins[0] < margins[1]:
+            raise InputError("margins", f"are {margins}", "Give that of ID energies first, below the other.")
         if learn_rates and order == "reptile":
             raise InputError("learn_rates", "has no gradient in Reptile", "Use order=1 or order=2.")
         self.model = copy.deepcopy(model)
@@ -153,11 +155,19 @@ class MetaOOD:
 
         reset  start from the meta-learned weights, instead of where the last call ended
         Warns where the support lacks a class. Returns what `predict` and `score` answer with from now on.
+        Raises InputError for a support that is empty or too small, or whose labels are no classes of the model.
         """
         support = self._on_device(support)
         view = self._start() if reset or self._view is None else self._view
         self._check_support(support)
-        absent = sorted(set(range(view.bank(support.x[:1]).logits.shape[1])) - set(support.y.tolist()))
+        classes = view.bank(support.x[:1]).logits.shape[1]
+        if support.y.is_floating_point() or not 0 <= int(support.y.min()) <= int(support.y.max()) < classes:
+            raise InputError(
+                "labels of the support",
+                f"are {support.y.dtype} from {support.y.min().item()} to {support.y.max().item()}",
+                f"Number the classes from 0 to {classes - 1}; unfamiliar inputs belong in no support.",
+            )
+        absent = sorted(set(range(classes)) - set(support.y.tolist()))
         if absent:
             warnings.warn(
                 f"support lacks class number(s) {absent}: adapting to it may forget them",
