@@ -30,7 +30,7 @@ benchmark: .venv/test
 	touch $@
 
 .venv/test: .venv/pip pyproject.toml constraints.txt
-	$(BIN)/pip install -q -c constraints.txt -e ".[data,backbones,onnx,scale,graph,language,labels,test]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[data,backbones,onnx,scale,graph,language,labels,boxes,test]"
 	touch $@
 
 clean:

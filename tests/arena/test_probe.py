@@ -7,11 +7,11 @@ from unseen.arena import Candidate
 from unseen.arena.probe import (
     Standardise,
     Tuned,
-    _layers,
     batches,
     best_trial,
     cosine,
     fine_tune,
+    layer_groups,
     train_heads,
 )
 
@@ -89,7 +89,9 @@ def test_blocks_far_from_the_head_learn_slower():
     encoder = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
     entrant = Candidate("deep", encoder, reads="array")
     tuned = Tuned(entrant, 6, 3, Standardise(torch.zeros(6), torch.ones(6)))
-    assert [group["lr"] for group in _layers(tuned, 1.0, 0.5)] == pytest.approx([0.25, 0.5, 1.0])
+    assert [group["lr"] for group in layer_groups(tuned.encoder, tuned.head, 1.0, 0.5)] == pytest.approx(
+        [0.25, 0.5, 1.0]
+    )
 
 
 def test_encoders_without_parameters_can_be_tuned(toy_shift):

@@ -11,9 +11,12 @@ from typing import Any
 # Imported when first used: `unseen --help` imports this package for its command and must not wait for torch.
 _PUBLIC = {
     "BackboneArena": "unseen.arena.arena",
+    "BoxData": "unseen.arena.boxes",
     "Candidate": "unseen.arena.backbones",
+    "Detection": "unseen.arena.detection",
     "candidate": "unseen.arena.backbones",
     "declare_metric": "unseen.arena.measures",
+    "average_precision": "unseen.arena.average_precision",
     "masked_accuracy": "unseen.arena.measures",
     "retrieval_scores": "unseen.arena.measures",
     "Budget": "unseen.arena.protocols",
@@ -26,7 +29,9 @@ _PUBLIC = {
     "Score": "unseen.arena.protocols",
     "Task": "unseen.arena.protocols",
     "attribute_regression": "unseen.arena.ranking",
+    "open_boxes": "unseen.arena.boxes",
     "recommend": "unseen.arena.ranking",
+    "TunedDetection": "unseen.arena.detection",
     "task_correlation": "unseen.arena.ranking",
     "zscore_ranking": "unseen.arena.ranking",
     "zscores": "unseen.arena.ranking",
@@ -38,7 +43,7 @@ __all__ = list(_PUBLIC)
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'unseen.curation' has no attribute {name!r}")
+    raise AttributeError(f"module 'unseen.arena' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -18,9 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from unseen.arena.baselines import Colours, HashedText, Pixels, randomised
 from unseen.errors import InputError, nearest
 from unseen.networks.backbones import Backbone, ImageInput, backbone, backbone_names
-from unseen.networks.feature_cache import Progress, compute_features, content_hash, encode_in_batches
+from unseen.networks.feature_cache import (
+    BATCH,
+    Progress,
+    cached_features,
+    compute_features,
+    content_hash,
+    encode_in_batches,
+)
+from unseen.networks.feature_maps import StoredMaps, feature_maps
 from unseen.registry import Spec
-from unseen.shifts.shift import take
+from unseen.shifts.shift import count_rows, take
 
 Reads = Literal["image", "text", "array"]
 
@@ -77,16 +85,25 @@ class Candidate:
         self.keep_features = keep_features
         self._width: int | None = None
         self._remembered: dict[str, Tensor] = {}
+        self._remembered_maps: dict[str, StoredMaps] = {}
 
     def encode(self, raw: Any, encoder: nn.Module | None = None) -> Tensor:
         """Features (B, D) of a batch of raw inputs; with gradients where the caller allows them."""
+        encoder = self.encoder if encoder is None else encoder
+        return encoder(self._prepared(raw, encoder))
+
+    def encode_maps(self, raw: Any, encoder: nn.Module | None = None) -> list[Tensor]:
+        """Feature maps (B, C, side, side) of a batch of raw images, finest first; see `feature_maps`."""
+        encoder = self.encoder if encoder is None else encoder
+        return feature_maps(encoder, self._prepared(raw, encoder))
+
+    def _prepared(self, raw: Any, encoder: nn.Module) -> Any:
         if isinstance(raw, np.ndarray):
             raw = torch.from_numpy(raw)
-        encoder = self.encoder if encoder is None else encoder
         if isinstance(raw, Tensor):
             parameter = next(encoder.parameters(), None)
             raw = raw if parameter is None else raw.to(parameter.device)
-        return encoder(raw if self.prepare is None else self.prepare(raw))
+        return raw if self.prepare is None else self.prepare(raw)
 
     def features(self, inputs: Any, progress: Progress | None = None) -> Tensor:
         """Features, float (N, D), of N raw inputs, computed once and then read from the cache.
@@ -97,8 +114,7 @@ class Candidate:
         if key in self._remembered:
             return self._remembered[key]
         width = self._width_of(inputs)
-        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        self.encoder.to(device)
+        self._to_device()
         if self.keep_features:
             found = compute_features(self.encode, inputs, width, self.fingerprint, progress)
         else:
@@ -108,9 +124,43 @@ class Candidate:
         self._remembered[key] = found
         return found
 
+    def maps(self, inputs: Any, progress: Progress | None = None) -> StoredMaps:
+        """Feature maps of N raw images in half precision, computed once; read from disk where N exceeds a batch.
+
+        Raises InputError when the encoder gives no map, or maps that are NaN or infinite.
+        """
+        key = content_hash(inputs)
+        if key in self._remembered_maps:
+            return self._remembered_maps[key]
+        self._to_device()
+        with torch.inference_mode():
+            shapes = [
+                (each.shape[1], each.shape[2]) for each in self.encode_maps(take(inputs, torch.arange(1)))
+            ]
+        width = sum(channels * side * side for channels, side in shapes)
+
+        def encode(raw: Any) -> Tensor:
+            flat = torch.cat([each.flatten(1) for each in self.encode_maps(raw)], 1).half()
+            if not bool(torch.isfinite(flat).all()):
+                raise InputError(f"backbone {self.name!r}", "gives feature maps that are NaN or infinite")
+            return flat
+
+        if self.keep_features and count_rows(inputs) > BATCH:
+            rows: np.ndarray = cached_features(
+                encode, inputs, width, f"{self.fingerprint} maps", dtype="float16", progress=progress
+            )
+        else:
+            rows = torch.cat([part.half() for part in encode_in_batches(encode, inputs, 0, progress)]).numpy()
+        self._remembered_maps[key] = StoredMaps(rows, shapes)
+        return self._remembered_maps[key]
+
+    def _to_device(self) -> None:
+        self.encoder.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+
     def forget(self) -> None:
         """Let go of the features in memory; those on disk stay."""
         self._remembered.clear()
+        self._remembered_maps.clear()
 
     def _width_of(self, inputs: Any) -> int:
         with torch.inference_mode():

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from unseen.networks.backbones import Backbone, FrozenBatchNorm, ImageInput
+from unseen.networks.feature_maps import FINEST
 from unseen.training.system import seeded
+
+CELL = 8
+"""Pixels a side of the cells in which detection sees a baseline: the finest stride of the usual networks."""
 
 
 class Pixels(nn.Module):
@@ -18,6 +22,10 @@ class Pixels(nn.Module):
     def __init__(self, side: int = 8):
         super().__init__()
         self.side = side
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The same of each cell of 8 x 8 pixels."""
+        return [_by_cell(self, images)]
 
     def forward(self, images: Tensor) -> Tensor:
         small = nn.functional.adaptive_avg_pool2d(_in_unit_range(images), self.side)
@@ -30,6 +38,10 @@ class Colours(nn.Module):
     def __init__(self, bins: int = 8):
         super().__init__()
         self.bins = bins
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The same of each cell of 8 x 8 pixels."""
+        return [_by_cell(self, images)]
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = _in_unit_range(images).flatten(2).expand(-1, 3, -1)
@@ -95,6 +107,15 @@ def _take_statistics(encoder: Backbone, images: Tensor) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _by_cell(encoder: nn.Module, images: Tensor) -> Tensor:
+    """An encoder (B, C) on square cells of square images: (B, C, cells, cells)."""
+    cells = min(FINEST, max(2, images.shape[-1] // CELL))
+    pixels = nn.functional.adaptive_avg_pool2d(_in_unit_range(images), cells * CELL)
+    patches = pixels.unfold(2, CELL, CELL).unfold(3, CELL, CELL).permute(0, 2, 3, 1, 4, 5)
+    # image by image: the cells of a whole batch would need gigabytes
+    return torch.stack([encoder(each.flatten(0, 1)).T.unflatten(1, (cells, cells)) for each in patches])
 
 
 def _in_unit_range(images: Tensor) -> Tensor:

@@ -10,7 +10,11 @@ import typer
 
 def backbones(
     data: Annotated[
-        str, typer.Argument(help="Image folder domain/class/*.png, table with --text, .npz or built-in name.")
+        str,
+        typer.Argument(
+            help="Image folder domain/class/*.png, folder with boxes in COCO's format, table with --text, .npz or "
+            "built-in name."
+        ),
     ],
     backbones: Annotated[
         str | None,
@@ -22,7 +26,8 @@ def backbones(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="probe, few-shot, ood, retrieval, fine-tune; default all but the last, which is slow."
+            help="probe, few-shot, ood, retrieval, fine-tune; default all but the last, which is slow. With boxes: "
+            "detection, tuned-detection; default the first."
         ),
     ] = None,
     constraints: Annotated[
@@ -35,7 +40,9 @@ def backbones(
         int | None, typer.Option(help="Side in pixels to which images are brought when read.")
     ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave bad rows and images out and say how many.")] = False,
-    examples: Annotated[int, typer.Option(help="Examples of each domain at most.")] = 300,
+    examples: Annotated[
+        int, typer.Option(help="Examples of each domain, or images of each split, at most.")
+    ] = 300,
     seeds: Annotated[int, typer.Option(help="Repetitions with other splits and heads.")] = 3,
     trials: Annotated[int, typer.Option(help="Learning rates tried for each backbone, task and seed.")] = 5,
     out: Annotated[
@@ -62,28 +69,26 @@ def backbones(
             from unseen.arena.pool import at_most, backbones_at_hand, tasks_of
             from unseen.arena.protocols import Budget
             from unseen.arena.ranking import FEWEST, recommend, zscore_ranking
-            from unseen.shifts.opening import open_shift
 
         rules = _check(folder, constraints, seeds)
         with saying(console, f"opening {data}"):
-            shift = open_shift(
-                data, label=label, domain=domain, text=text, image_size=image_size, skip_bad=skip_bad
-            )
-        names = split_names(backbones) if backbones else list(backbones_at_hand(shift.kind))
+            columns = {"label": label, "domain": domain, "text": text}
+            opened = _open(data, columns, image_size=image_size, skip_bad=skip_bad)
+        names = split_names(backbones) if backbones else list(backbones_at_hand(opened.kind))
         if len(names) < FEWEST:
             from unseen.errors import InputError
 
             remedy = f"A ranking by z-scores needs {FEWEST} or more: add pixels, colours or random:NAME."
             raise InputError("--backbones", f"names {len(names)}", remedy)
-        shift = at_most(shift, examples)
+        opened = at_most(opened, examples)
         with saying(console, "loading backbones"):
             arena = BackboneArena(
-                names, tasks_of(shift, split_names(tasks) if tasks else None), Budget(trials=trials),
+                names, tasks_of(opened, split_names(tasks) if tasks else None), Budget(trials=trials),
                 seeds=range(seeds),
             )  # fmt: skip
         console.print(
-            f"{shift.name}: {len(shift):,} examples, {len(shift.classes)} classes, {len(shift.domains)} domains; "
-            f"{len(names)} backbones",
+            f"{opened.name}: {len(opened):,} examples, {len(opened.classes)} classes, "
+            f"{len(opened.domains)} domains; {len(names)} backbones",
             highlight=False,
             markup=False,
         )
@@ -95,7 +100,7 @@ def backbones(
             )
         ranking, advice = zscore_ranking(frame), recommend(frame, rules)
         facts = {
-            "data": data, "examples": len(shift), "domains": ", ".join(shift.domains), "seeds": seeds,
+            "data": data, "examples": len(opened), "domains": ", ".join(opened.domains), "seeds": seeds,
             "trials": trials, "constraints": constraints or "none",
         }  # fmt: skip
         page = write_comparison(folder, frame, ranking, advice, facts)
@@ -117,6 +122,20 @@ def _check(folder: Path, constraints: str | None, seeds: int) -> list[str]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {str(folder)!r}", "is a file", "Name a folder.")
     return rules
+
+
+def _open(data: str, columns: dict[str, Any], **options: Any) -> Any:
+    """A shift, or images with boxes, which have no columns."""
+    from unseen.arena.boxes import holds_boxes, open_boxes
+    from unseen.errors import InputError
+    from unseen.shifts.opening import open_shift
+
+    if not holds_boxes(data):
+        return open_shift(data, **columns, **options)
+    for name, value in columns.items():
+        if value is not None:
+            raise InputError(f"--{name}", "names a column, but a folder with boxes has none", "Leave it.")
+    return open_boxes(data, **options)
 
 
 def _print(console: Any, frame: Any, ranking: Any) -> None:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from unseen.errors import InputError, nearest
 
-_HIGHER_IS_BETTER = {"accuracy": True, "mAP": True, "MRR": True, "R2": True, "error": False, "nll": False}
+_HIGHER_IS_BETTER = {
+    "accuracy": True, "mAP": True, "MRR": True, "R2": True, "AP": True, "AP50": True, "error": False, "nll": False
+}  # fmt: skip
 QUERIES_AT_ONCE = 256
 """Queries ranked at a time: a block of similarities, not the whole square, is in memory."""
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from unseen.arena.boxes import BoxData
+from unseen.arena.detection import Detection, TunedDetection
 from unseen.arena.protocols import FewShot, FineTune, LinearProbe, OODEval, Retrieval, Task
 from unseen.errors import InputError, nearest
 from unseen.shifts.shift import Shift
@@ -59,12 +63,22 @@ _TASKS: dict[str, Callable[[Shift], list[Task]]] = {
 DEFAULT_TASKS = ("probe", "few-shot", "ood", "retrieval")
 """Fine-tuning is left to those who ask for it: it costs many times the rest."""
 
+_BOX_TASKS: dict[str, Callable[[BoxData], Task]] = {"detection": Detection, "tuned-detection": TunedDetection}
 
-def tasks_of(shift: Shift, names: Sequence[str] | None = None) -> list[Task]:
-    """Tasks by name on one shift. None: the usual ones, without "ood" where there is one domain only.
 
+def tasks_of(data: Shift | BoxData, names: Sequence[str] | None = None) -> list[Task]:
+    """Tasks by name on one shift, or on images with boxes.
+
+    None: the usual ones, without "ood" where there is one domain only; detection on frozen backbones for boxes.
     Raises InputError for an unknown name, or "ood" of one domain.
     """
+    if isinstance(data, BoxData):
+        names = ["detection"] if names is None else names
+        for name in names:
+            if name not in _BOX_TASKS:
+                raise InputError(f"task {name!r}", "is not known for boxes", nearest(name, _BOX_TASKS))
+        return [_BOX_TASKS[name](data) for name in names]
+    shift = data
     single = len(shift.domains) < 2
     if names is None:
         names = [name for name in DEFAULT_TASKS if not (single and name == "ood")]
@@ -78,14 +92,19 @@ def tasks_of(shift: Shift, names: Sequence[str] | None = None) -> list[Task]:
     return [task for name in names for task in _TASKS[name](shift)]
 
 
-def at_most(shift: Shift, examples: int, seed: int = 0) -> Shift:
-    """The shift with at most so many examples of each domain, drawn by `seed`."""
+def at_most(data: Shift | BoxData, examples: int, seed: int = 0) -> Shift | BoxData:
+    """The data with at most so many examples of each domain, or images of each split, drawn by `seed`."""
     if examples < 1:
         raise InputError("examples", f"is {examples}", "Give a number from 1.")
     generator = torch.Generator().manual_seed(seed)
-    parts = []
-    for number in range(len(shift.domains)):
-        rows = (shift.domain == number).nonzero().squeeze(1)
-        parts.append(rows[torch.randperm(len(rows), generator=generator)[:examples]])
-    rows = torch.cat(parts).sort().values
-    return shift if len(rows) == len(shift) else shift.subset(rows)
+
+    def some(rows: Tensor) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=generator)[:examples]].sort().values
+
+    if isinstance(data, BoxData):
+        train, *tests = (split.select(some(torch.arange(len(split)))) for split in (data.train, *data.tests))
+        return replace(data, train=train, tests=tuple(tests))
+    rows = torch.cat(
+        [some((data.domain == number).nonzero().squeeze(1)) for number in range(len(data.domains))]
+    )
+    return data if len(rows) == len(data) else data.subset(rows.sort().values)

@@ -31,6 +31,10 @@ class Standardise:
     @classmethod
     def fit(cls, features: Tensor) -> Standardise:
         variance, mean = torch.var_mean(features.double(), dim=0, correction=0)
+        return cls.of(mean, variance)
+
+    @classmethod
+    def of(cls, mean: Tensor, variance: Tensor) -> Standardise:
         floor = SMALLEST_SPREAD * variance.mean()
         spread = (variance + floor).sqrt()
         return cls(mean.float(), torch.where(spread > 0, spread, 1.0).float())
@@ -136,7 +140,9 @@ def fine_tune(
     device = next(iter(tuned.encoder.parameters()), torch.zeros(0)).device
     tuned.to(device)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(_layers(tuned, rate, layer_decay), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        layer_groups(tuned.encoder, tuned.head, rate, layer_decay), weight_decay=0.05
+    )
     initial = [group["lr"] for group in optimizer.param_groups]
     for step, chosen in enumerate(batches(len(rows), batch, steps, generator)):
         for group, start in zip(optimizer.param_groups, initial, strict=True):
@@ -149,12 +155,12 @@ def fine_tune(
     return tuned
 
 
-def _layers(tuned: Tuned, rate: float, decay: float) -> list[dict[str, Any]]:
+def layer_groups(encoder: nn.Module, head: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
     """Parameter groups: the head at `rate`, each block of the encoder at `decay` times the next one's."""
-    parameters = dict(tuned.encoder.named_parameters())
+    parameters = dict(encoder.named_parameters())
     blocks = list(grouped(parameters).values()) if parameters else []
     groups = [
         {"params": [parameters[name] for name in names], "lr": rate * decay ** (len(blocks) - index)}
         for index, names in enumerate(blocks)
     ]
-    return [*groups, {"params": list(tuned.head.parameters()), "lr": rate}]
+    return [*groups, {"params": list(head.parameters()), "lr": rate}]

@@ -1,7 +1,7 @@
 """The tasks of the arena. Each reads a candidate's features or trains a copy of it, and gives raw scores.
 
-There is no detection or segmentation: they need dense features and a detector's training, which this library does
-not hold. `RegressionProbe` with the place of an object as target asks what a pooled feature tells of places.
+Detection, which reads feature maps and boxes, is in `unseen.arena.detection`; of the paper's tasks segmentation is
+left out. `RegressionProbe` with the place of an object as target asks what a pooled feature tells of places.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ class Budget:
 
     trials  learning rates tried; the best one by ID validation counts
     steps   steps of a linear head;  tuning_steps of fine-tuning;  batch  examples a step
+    detector_steps, detector_batch  steps of a detector's head on frozen maps, and images a step
     """
 
     trials: int = 5
     steps: int = 300
     tuning_steps: int = 60
     batch: int = 128
+    detector_steps: int = 200
+    detector_batch: int = 16
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
