@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unseen.networks.freezing import is_frozen
+from unseen.networks.modes import modes_kept
 
 StateDict = dict[str, Tensor]
 
@@ -93,13 +94,12 @@ def estimate_batch_statistics(model: nn.Module, batches: Callable[[], Any]) -> N
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     layers = [layer for layer in norms if not is_frozen(layer)]
     momenta = [layer.momentum for layer in layers]
-    training = model.training
-    model.train()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # cumulative mean
-    for x in batches():
-        model(x)
+    with modes_kept(model):
+        model.train()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # cumulative mean
+        for x in batches():
+            model(x)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-    model.train(training)

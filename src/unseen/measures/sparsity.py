@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unseen.errors import InputError
+from unseen.networks.modes import evaluating
 from unseen.networks.pruning import prunable
 
 
@@ -74,12 +75,10 @@ def flops_estimate(model: nn.Module, x: Any) -> Flops:
 
     kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
-    training = model.training
-    model.eval()
     try:
-        model(x)
+        with evaluating(model):
+            model(x)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     examples = len(next(iter(x.values())) if isinstance(x, dict) else x)

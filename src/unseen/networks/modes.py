@@ -9,15 +9,20 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block: no dropout, and examples do not depend on each other.
-
-    Afterwards every part is in the mode that it was in, also where parts differ (`train()` would set them all).
-    """
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Afterwards every part is in the mode that it was in, also where parts differ (`train()` would set them all)."""
     modes = {part: part.training for part in network.modules()}
-    network.eval()
     try:
         yield
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, the former modes afterwards: no dropout, and examples do not depend on
+    each other."""
+    with modes_kept(network):
+        network.eval()
+        yield

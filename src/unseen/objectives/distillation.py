@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unseen.errors import InputError, nearest
 from unseen.networks import Network
 from unseen.networks.hypotheses import SharedHeads, with_heads
+from unseen.networks.modes import evaluating
 from unseen.objectives.whole_data import WholeData, minimise, outputs_of
 from unseen.objectives.worst_group import squared_errors
 from unseen.shifts import Batch
@@ -125,10 +126,8 @@ class MultiHeadDistiller:
         """Share of the examples on which each head and its teacher name the same class; for regression the
         share of the teacher's variance that the head explains."""
         data = WholeData.of(data)
-        was_training = self.network.training
-        self.network.eval()
-        heads = outputs_of(self.logits, data)
-        self.network.train(was_training)
+        with evaluating(self.network):
+            heads = outputs_of(self.logits, data)
         teachers = torch.stack([outputs_of(teacher, data) for teacher in self.teachers])
         if self.regression:
             error, variance = (heads - teachers).square().mean((1, 2)), teachers.var((1, 2), correction=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from unseen.errors import InputError
+from unseen.networks.modes import evaluating
 from unseen.objectives.stages import Stage
 from unseen.shifts import Batch
 
@@ -90,14 +92,8 @@ class WholeData:
 @torch.no_grad()
 def outputs_of(model: Callable[[Any], Tensor], data: WholeData) -> Tensor:
     """(..., N, C) outputs for all examples in their order, in evaluation mode, on the CPU."""
-    modules = [model] if isinstance(model, nn.Module) else []
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    found = torch.cat([model(batch.x).cpu() for batch in data.in_order()], -2)
-    for module, mode in zip(modules, modes, strict=True):
-        module.train(mode)
-    return found
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
+        return torch.cat([model(batch.x).cpu() for batch in data.in_order()], -2)
 
 
 def minimise(

@@ -16,6 +16,7 @@ from scipy.stats import BootstrapMethod, pearsonr, spearmanr
 from torch import Tensor
 
 from unseen.errors import InputError, UnseenWarning
+from unseen.networks.modes import evaluating
 from unseen.sequences.memorization import MemorizationTracker
 from unseen.sequences.pathways import pair_edits, pathways, sample_pairs
 from unseen.sequences.perplexity import next_token_losses
@@ -124,17 +125,16 @@ class GeneralizationMonitor:
         if self.readings and step <= max(self.readings):
             raise InputError("step", f"is {step} after {max(self.readings)}", "Give checkpoints in order.")
         recorder = RoutingRecorder(model, self._router_modules, self._top_k)
-        device, training = next(model.parameters()).device, model.training
-        model.eval()
+        device = next(model.parameters()).device
         routing, losses = [], []
-        for tokens, mask in zip(
-            self.tokens.split(self.batch), self.padding_mask.split(self.batch), strict=True
-        ):
-            tokens, mask = tokens.to(device), mask.to(device)
-            with recorder.watch(mask) as recording:
-                losses.append(self._losses(model, tokens, mask).float().cpu())
-            routing.append(recording.routing.cpu())
-        model.train(training)
+        with evaluating(model):
+            for tokens, mask in zip(
+                self.tokens.split(self.batch), self.padding_mask.split(self.batch), strict=True
+            ):
+                tokens, mask = tokens.to(device), mask.to(device)
+                with recorder.watch(mask) as recording:
+                    losses.append(self._losses(model, tokens, mask).float().cpu())
+                routing.append(recording.routing.cpu())
         if self.memorization is not None:
             self.memorization.observe(step, torch.cat(losses))
         found = torch.cat(routing)

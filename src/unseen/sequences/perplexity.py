@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unseen.errors import InputError, TrainingDiverged
+from unseen.networks.modes import evaluating
 
 TextLoss = Callable[[Tensor, Tensor], Any]
 """(ids (B, T), mask (B, T)) -> loss, or a tuple that begins with it, as `MultiLevelDistillation` gives."""
@@ -101,15 +102,12 @@ class LanguageModelOOD:
         encoded = self._encode(texts)
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))  # little padding
         scores = np.zeros(len(encoded))
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
+        with evaluating(self.model), torch.no_grad():
             for start, (ids, mask) in enumerate(self._batches([encoded[row] for row in order], batch_size)):
                 counts = mask[:, 1:].sum(1)
                 losses = next_token_losses(_logits(self.model(ids)), ids, mask).split(counts.tolist())
                 means = [float(each.double().mean()) for each in losses]
                 scores[order[start * batch_size : (start + 1) * batch_size]] = means
-        self.model.train(was_training)
         return scores
 
     def _cross_entropy(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -191,11 +189,9 @@ def _logits(output: Any) -> Tensor:
 @torch.no_grad()
 def _causal_vocabulary(model: nn.Module) -> int:
     """V; raises `InputError` when another last token changes what the model says before it."""
-    was_training = model.training
-    model.eval()
     ids = torch.tensor([[0, 1, 1, 0, 1, 0], [0, 1, 1, 0, 1, 1]], device=next(model.parameters()).device)
-    logits = _logits(model(ids))
-    model.train(was_training)
+    with evaluating(model):
+        logits = _logits(model(ids))
     if logits.shape[:2] != ids.shape:
         raise InputError(
             "model", f"gives {tuple(logits.shape)} for 2 x 6 ids", "Give one with logits for each token."

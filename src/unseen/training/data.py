@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unseen.errors import UnseenWarning
 from unseen.networks import Bank, Network
+from unseen.networks.modes import evaluating
 from unseen.networks.taps import tapped
 from unseen.registry import Spec
 from unseen.shifts import Batch, Split
@@ -162,27 +163,25 @@ def network_outputs(
 
     observers  what they keep of each batch is in the bank's `layers`; smaller batches where there are any
     """
-    was_training = network.training
-    network.eval()
     features, logits = [], []
     kept: dict[str, list[Tensor]] = {}
     observers = [observer for observer in observers if observer.observes]
     count, size = count_rows(stored), min(size, 128) if observers else size
-    # an empty set passes, too, where something is kept of it: names and widths are known then
-    for start in range(0, max(count, 1) if observers else count, size):
-        part = take(stored, torch.arange(start, min(start + size, count)))
-        part = {k: v.to(device) for k, v in part.items()} if isinstance(part, dict) else part.to(device)
-        inputs = preprocessing.finish(part)
-        with ExitStack() as stack:
-            layers = stack.enter_context(tapped(network)) if observers else {}
-            features.append(network.featurizer(inputs).float())
-            logits.append(network.head(features[-1]).float())
-        for observer in observers:
-            for name, value in observer.observe(network, inputs, layers).items():
-                kept.setdefault(name, [])
-                if len(kept[name]) < len(features):  # two detectors may keep the same
-                    kept[name].append(value.detach())
-    network.train(was_training)
+    with evaluating(network):
+        # an empty set passes, too, where something is kept of it: names and widths are known then
+        for start in range(0, max(count, 1) if observers else count, size):
+            part = take(stored, torch.arange(start, min(start + size, count)))
+            part = {k: v.to(device) for k, v in part.items()} if isinstance(part, dict) else part.to(device)
+            inputs = preprocessing.finish(part)
+            with ExitStack() as stack:
+                layers = stack.enter_context(tapped(network)) if observers else {}
+                features.append(network.featurizer(inputs).float())
+                logits.append(network.head(features[-1]).float())
+            for observer in observers:
+                for name, value in observer.observe(network, inputs, layers).items():
+                    kept.setdefault(name, [])
+                    if len(kept[name]) < len(features):  # two detectors may keep the same
+                        kept[name].append(value.detach())
     empty = [torch.zeros(0, network.features)], [torch.zeros(0, network.classes)]
     return Bank(
         torch.cat(features or empty[0]).cpu(),
