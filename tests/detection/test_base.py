@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unseen.detection import Detector, base
+from unseen.detection import Detector, bank_parts, base
 from unseen.detection.base import require_finite
 from unseen.errors import InputError
 from unseen.networks import Bank
@@ -57,4 +57,16 @@ def test_a_value_that_is_not_finite_is_found_in_every_block(blocks_of_16):
     features[37, 1] = features[38, 2] = float("inf")
     with pytest.raises(InputError, match=r"2 row\(s\), first in row 37"):
         require_finite(features, "features")
+    with pytest.raises(InputError, match=r"logits \(rows from 32\): has .* first in row 5"):
+        detectors.build("msp").score(Bank(features, features))
     assert require_finite(features[:0], "features").shape == (0, 3)
+
+
+def test_means_of_features_are_summed_in_blocks_of_float64(monkeypatch):
+    monkeypatch.setattr(bank_parts, "BLOCK", 16)
+    features = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) + 1e4
+    labels = torch.arange(40) % 4
+    assert torch.allclose(bank_parts.mean_feature(features), features.double().mean(0), rtol=1e-14)
+    expected = torch.stack([features[labels == c].double().mean(0) for c in range(4)])
+    assert torch.allclose(bank_parts.class_means(features, labels, 4), expected, rtol=1e-14)
+    assert bank_parts.mean_feature(features.half()).dtype == torch.float64

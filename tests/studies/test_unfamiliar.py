@@ -1,5 +1,7 @@
 """Data of other kinds: opened, made, checked against the study's own, and judged beside ID validation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from unseen.errors import InputError, UnseenWarning
 from unseen.shifts import Shift
 from unseen.studies import Results, Study
 from unseen.studies.plan import DETECTORS
-from unseen.studies.unfamiliar import Unfamiliar, hold_out_classes, row_hashes
+from unseen.studies.unfamiliar import Tuning, Unfamiliar, hold_out_classes, row_hashes
 
 SMALL = {"seeds": 2, "steps": 20, "batch_size": 8, "network": "mlp(width=8)", "evaluations": 1}
 
@@ -125,3 +127,50 @@ def test_equal_rows_have_equal_hashes_in_every_form():
     for rows in (frame, ["s", "s", "t"], {"x": torch.tensor([[1], [1], [2]])}, np.array([[1], [1], [2]])):
         first, second, third = row_hashes(rows)
         assert first == second != third
+
+
+def test_tuning_data_that_judge_are_refused(toy):
+    fresh = toy.inputs[:30] + 1
+    near = Unfamiliar.of("near", "near", fresh, toy)
+    for source, judging, problem in (
+        (Unfamiliar("same", "far", fresh[:7]), [near], "'same': share 7 of 7 examples with .* data 'near'"),
+        (
+            Unfamiliar("own", "far", toy.inputs[:4]),
+            [],
+            "'own': share 4 of 4 examples with the study's own data",
+        ),
+        ("noise", [Unfamiliar.open("noise", "far", toy)], "'noise': are among those that judge"),
+        (Unfamiliar("none", "far", fresh[:0]), [], "tuning data 'none': have no examples"),
+        ("nowhere", [], "nowhere"),
+        ("fog", [], "'fog': cannot be made of data of kind 'array'"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            Tuning.open(source, 5, toy, judging)
+    with pytest.raises(InputError, match="tuning draws: are 0"):
+        Tuning.open("noise", 0, toy, [])
+    opened = Tuning.open(Shift("other", "array", fresh, [0] * 30, [0] * 30, "x", "a"), 5, toy, [])
+    assert opened.data.name == "other" and len(opened.data) == 30
+    assert opened.key != Tuning.open(opened.data, 6, toy, []).key
+
+
+def test_what_is_made_for_tuning_is_made_of_training_rows(toy):
+    split = toy.split("a")
+    lone = replace(toy, inputs=toy.inputs.clone())
+    lone.inputs[split.unseen] = 1e6  # would widen the range of the noise
+    found = Tuning.open("noise", 5, lone, []).inputs(lone.split("a"))
+    assert float(found.max()) < 100
+    given = Unfamiliar("given", "far", toy.inputs[:5] + 9)
+    assert Tuning.open(given, 5, toy, []).inputs(split) is given.inputs
+
+
+def test_corruptions_are_made_of_images():
+    pixels = torch.randint(0, 256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    images = Shift("i", "image", pixels.to(torch.uint8), [0, 1] * 3, [0, 1] * 3, "xy", "ab")
+    strong, weak = (Unfamiliar.open(s, "far", images) for s in ("contrast", "contrast(severity=1)"))
+    assert strong.name == "contrast" and strong.source == "contrast" and len(strong) == 6
+    change = [(each.inputs.float() - pixels).abs().mean() for each in (strong, weak)]
+    assert change[0] > change[1] > 0
+    with pytest.raises(InputError, match="have an unknown option 'strength'"):
+        Unfamiliar.open("contrast(strength=1)", "far", images)
+    with pytest.raises(InputError, match="severity"):
+        Unfamiliar.open("contrast(severity=9)", "far", images)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.networks import Bank
+from unseen.networks.bank import BLOCK
 
 SUBJECT = "detector's training outputs"
 
@@ -66,8 +67,15 @@ def well_classified(bank: Bank) -> Tensor:
     return correct | (hits == 0)[labels]
 
 
+def mean_feature(features: Tensor) -> Tensor:
+    """(D,) float64 mean, summed in float64, block by block."""
+    sums = [rows.sum(0, dtype=torch.float64) for rows in features.split(BLOCK)]
+    return torch.stack(sums).sum(0) / len(features)
+
+
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """(C, D) float64 mean of each class, summed in float64."""
     sums = features.new_zeros(classes, features.shape[1], dtype=torch.float64)
-    sums.index_add_(0, labels, features.double())
+    for rows, numbers in zip(features.split(BLOCK), labels.split(BLOCK), strict=True):
+        sums.index_add_(0, numbers, rows.double())
     return sums / torch.bincount(labels, minlength=classes).double()[:, None]

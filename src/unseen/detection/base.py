@@ -98,7 +98,16 @@ def _by_blocks(score: Callable[[Any, Bank], Tensor]) -> Callable[[Any, Bank], Te
     def whole(self: Any, bank: Bank) -> Tensor:
         if torch.compiler.is_exporting() or len(bank) <= BLOCK:
             return score(self, bank)
-        return torch.cat([score(self, part) for part in bank.blocks(BLOCK)])
+        found = []
+        for number, part in enumerate(bank.blocks(BLOCK)):
+            try:
+                found.append(score(self, part))
+            except InputError as error:  # names rows of the block
+                start = number * BLOCK
+                raise InputError(
+                    f"{error.subject} (rows from {start})", error.problem, error.remedy
+                ) from None
+        return torch.cat(found)
 
     return whole
 

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from unseen.detection.bank_parts import mean_feature
 from unseen.detection.base import Detector, require_finite
 from unseen.errors import InputError
 from unseen.networks import Bank
@@ -129,7 +130,7 @@ class RelativeMahalanobis(Detector):
             )
         features = require_finite(bank.features, "features")
         means, within, total = class_statistics(features, _labels(bank), bank.logits.shape[1])
-        transform, centre = whitening(within, self.shrinkage), features.double().mean(0)
+        transform, centre = whitening(within, self.shrinkage), mean_feature(features)
         self.keep(
             bank,
             transform=transform.float(),

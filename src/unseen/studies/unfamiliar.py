@@ -131,6 +131,8 @@ class Tuning:
                 "ignore", UnseenWarning
             )  # what they say of shared examples is an error here
             data = Unfamiliar.open(source, "near", shift)
+        if not len(data):
+            raise InputError(f"tuning data {data.name!r}", "have no examples", "Give at least one.")
         for other in judging:
             if data.source is not None and data.source == other.source:
                 raise InputError(
