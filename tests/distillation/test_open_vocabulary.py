@@ -251,6 +251,8 @@ def test_consistency_of_a_few_points_by_hand():
         ({"losses": {"cl": 1}}, "Did you mean 'cls'"),
         ({"losses": {}}, "have no term"),
         ({"losses": {"cls": 0}}, "have no term"),
+        ({"losses": {"cls": -1}}, "factor of 'cls': is -1"),
+        ({"losses": {"cls": float("nan")}}, "factor of 'cls': is nan"),
         ({"k": 1}, "k: is 1"),
         ({"temperature": 0}, "temperature"),
         ({"text_features": torch.ones(5, 3)}, "have 3 dimensions, not 8"),
@@ -318,3 +320,5 @@ def test_consistency_and_zero_shot_refuse(student):
         space_consistency(a, a[:4], a, k=2)
     with pytest.raises(InputError, match="temperature"):
         zero_shot(student, torch.eye(8), 0)
+    with pytest.raises(InputError, match="is not fitted. Call fit first"):
+        OpenVocabDistiller(student, torch.ones(4, D), torch.eye(D)).zero_shot(torch.eye(D))

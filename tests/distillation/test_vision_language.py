@@ -216,6 +216,8 @@ def test_the_same_seed_gives_the_same_student_and_leaves_the_global_one_alone(st
 
 def test_new_class_names_after_training(student):
     way = distiller(student, steps=60)
+    with pytest.raises(InputError, match="is not fitted. Call fit first"):
+        way.classifier(["bee", "owl"])
     way.fit(examples(60, 0))
     network = way.classifier(["bee", "owl"])
     x, y = examples(50, 1).tensors

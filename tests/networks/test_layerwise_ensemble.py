@@ -310,6 +310,19 @@ def test_what_cannot_be_cached():
         fit_cached(made(nn.Sequential(Augmented(), nn.Linear(6, 8)), taps=["1"]), x, y)
 
 
+def test_targets_and_weights_that_do_not_fit():
+    x, y = data(40)
+    for arguments, options, message in (
+        ((x, y[:39]), {}, "targets: are 39 for 40 inputs"),
+        ((x, y + 9), {}, "targets: go from 9 to"),
+        ((x, y - 1), {}, "targets: go from -1 to"),
+        ((x, y), {"validation": (x, y[:3])}, "targets: are 3 for 40 inputs"),
+        ((x, y), {"tap_weights": torch.ones(7)}, r"tap_weights: have shape \(7,\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit_cached(made(), *arguments, steps=2, **options)
+
+
 def test_cached_taps_do_not_depend_on_the_batch():
     model = made()
     whole = cached_taps(model, X)

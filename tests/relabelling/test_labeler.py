@@ -274,3 +274,23 @@ def test_the_report_counts():
         "before": 0.75, "after": 0.75, "corrected": 1, "destroyed": 1, "accepted": 0.25, "queries per image": 5.25,
     }  # fmt: skip
     assert result.changed.tolist() == [False, True, False, True]
+
+
+def test_models_supports_and_labels_that_do_not_fit():
+    images, labels = draw(10, 3)
+    matrix = torch.eye(CLASSES)
+    for broken, message in (
+        (lambda x: model()(x)[:, :3], r"logits of shape \(10, 3\) for 5 names"),
+        (lambda x: model()(x) * float("nan"), "logits that are NaN"),
+    ):
+        with pytest.raises(InputError, match=message):
+            DenoisingInContextLabeler(broken, judge, support(), matrix).relabel(images)
+
+    def barred(x):
+        return model()(x).index_fill(1, torch.tensor([4]), -torch.inf)  # a mask is no mistake
+
+    result = DenoisingInContextLabeler(barred, judge, support(), matrix).relabel(images)
+    with pytest.raises(InputError, match=r"labels: have shape \(9,\) for 10 images"):
+        result.report(labels[:9])
+    with pytest.raises(InputError, match="support labels: are torch.float32"):
+        replace(support(), labels=support().labels.float())

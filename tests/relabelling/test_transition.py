@@ -50,6 +50,7 @@ def test_min_max_scaling_keeps_the_order():
         (rows(0.5, 0.5), [0, 0], {}, "class 1: has no labelled image"),
         (rows(0.5, 0.5), [0, 2], {}, "do not fit"),
         (rows(0.5, 0.5), [0], {}, "do not fit"),
+        (torch.zeros(0, 2), [], {}, "do not fit"),
         (rows(0.5, 0.5), [0, 1], {"per_class": 0}, "per_class"),
         (rows(0.5, 0.5), [0, 1], {"stratify": "x"}, "stratify"),
         (rows(0.5, 0.5), [0, 1], {"normalize": "x"}, "normalize"),

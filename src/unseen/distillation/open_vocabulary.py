@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -99,9 +100,11 @@ class OpenVocabDistiller:
             "vlalign": TopKTextKL(k, temperature, filter_misaligned),
             "caption": CaptionContrast(temperature),
         }
-        for name in losses:
+        for name, factor in losses.items():
             if name not in known:
                 raise InputError(f"loss {name!r}", "is not known", nearest(name, known))
+            if not 0 <= factor < math.inf:
+                raise InputError(f"factor of {name!r}", f"is {factor}", "Give a number from 0.")
         self.terms = {name: (float(factor), known[name]) for name, factor in losses.items() if factor}
         if not self.terms:
             raise InputError("losses", "have no term", f"Give factors of {', '.join(known)}.")
@@ -162,6 +165,8 @@ class OpenVocabDistiller:
     @property
     def embedder(self) -> nn.Module:
         """After `fit`: inputs to embeddings (N, D) of length 1."""
+        if not hasattr(self, "model_"):
+            raise InputError("OpenVocabDistiller", "is not fitted", "Call fit first.")
         return self.model_.featurizer
 
     def zero_shot(self, texts: Tensor) -> Network:

@@ -185,7 +185,7 @@ def check_embeddings(subject: str, embeddings: Tensor, dimension: int | None = N
         row = int((~(torch.isfinite(lengths) & (lengths > 0))).nonzero()[0])
         raise InputError(
             subject,
-            f"have no direction in row {row} (its length is {float(lengths[row])})",
+            f"have no direction in row {row} (its length is {float(lengths[row].detach())})",
             "Leave such rows out.",
         )
 

@@ -147,6 +147,8 @@ class VLDistiller:
 
     def classifier(self, class_names: Sequence[str] | None = None, texts: Tensor | None = None) -> Network:
         """After `fit`: the trained embedder with a head for other classes, from names or text embeddings (C, D)."""
+        if not hasattr(self, "model_"):
+            raise InputError("VLDistiller", "is not fitted", "Call fit first.")
         found = class_texts(self.teacher, class_names, texts, self.templates)
         check_embeddings("text embeddings", found, self.texts.shape[1])
         return text_classifier(self.model_.featurizer, found.to(self.device), self.teacher.logit_scale).eval()

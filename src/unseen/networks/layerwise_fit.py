@@ -38,11 +38,20 @@ def fit_cached(
     tap_weights  (K,) of the taps' losses, summing to one; None for equal ones
     patience     stop after so many evaluations without a lower validation loss, or None
     Raises `InputError` when the backbone is tuned too, or gives another output for the same input (random
-    augmentation or dropout inside), and `TrainingDiverged`.
+    augmentation or dropout inside), for targets that do not fit, and `TrainingDiverged`.
     """
     if not ensemble.caches:
         raise InputError(
             "backbone", "is tuned, too, so that its outputs change", "Train it with fit, or leave it frozen."
+        )
+    _check_targets(ensemble, x, y)
+    if validation is not None:
+        _check_targets(ensemble, *validation)
+    if tap_weights is not None and tap_weights.shape != (ensemble.head.count,):
+        raise InputError(
+            "tap_weights",
+            f"have shape {tuple(tap_weights.shape)}",
+            f"Give one a tap: ({ensemble.head.count},).",
         )
     device = ensemble.head.mixture.device
     taps = cached_taps(ensemble, x)
@@ -82,6 +91,15 @@ def fit_cached(
     if state is not None:
         ensemble.load_state_dict(state, strict=False)
     return ensemble.eval()
+
+
+def _check_targets(ensemble: LayerwiseEnsemble, x: Any, y: Tensor) -> None:
+    count, outputs = len(next(iter(x.values())) if isinstance(x, dict) else x), ensemble.head.out_features
+    if len(y) != count or not count:
+        raise InputError("targets", f"are {len(y)} for {count} inputs", "Give one an input.")
+    if ensemble.task == "classification" and not 0 <= int(y.min()) <= int(y.max()) < outputs:
+        problem = f"go from {int(y.min())} to {int(y.max())} for {outputs} classes"
+        raise InputError("targets", problem, f"Number the classes from 0 to {outputs - 1}.")
 
 
 @torch.no_grad()

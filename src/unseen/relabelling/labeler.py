@@ -37,6 +37,12 @@ class Support:
                 f"has {len(self.images)} images, {len(self.labels)} labels",
                 "Give as many of both.",
             )
+        if self.labels.dim() != 1 or self.labels.is_floating_point():
+            raise InputError(
+                "support labels",
+                f"are {self.labels.dtype} of shape {tuple(self.labels.shape)}",
+                "Give (M,) int64.",
+            )
         if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.names):
             raise InputError(
                 "support labels", "have a class without a name", "Number classes as their names."
@@ -68,7 +74,16 @@ class RelabelResult:
         return self.label != self.predicted
 
     def report(self, labels: Tensor) -> dict[str, float]:
-        """Accuracy before and after, labels corrected and destroyed (counts), and questions an image."""
+        """Accuracy before and after, labels corrected and destroyed (counts), and questions an image.
+
+        labels (N,) are the true ones; raises `InputError` for another number of them.
+        """
+        if labels.shape != self.label.shape:
+            raise InputError(
+                "labels",
+                f"have shape {tuple(labels.shape)} for {len(self.label)} images",
+                "Give one an image.",
+            )
         right, was = self.label == labels, self.predicted == labels
         return {
             "before": float(was.double().mean()),
@@ -167,7 +182,7 @@ class DenoisingInContextLabeler:
                 raise InputError(
                     f"image {index}", "is in the support, too", "Leave exemplars out of the target."
                 )
-        probs = self._in_batches(self.model, images).softmax(1)
+        probs = self._probabilities(images)
         confidence, predicted = probs.max(1)
         candidates = self._candidates(probs, predicted)
         exemplars = self._exemplars(images, probs, predicted)
@@ -220,7 +235,7 @@ class DenoisingInContextLabeler:
         """(N, C, n_exemplars) support images of each class for each image, the best first, repeated where few."""
         support, labels = self.support, self.support.labels.to(images.device)
         if self.retrieval == "probability":
-            theirs = self._in_batches(self.model, support.images).softmax(1)
+            theirs = self._probabilities(support.images)
             top = probs.gather(1, predicted[:, None])
             distance = (theirs[:, predicted].T - top).abs()
         elif self.retrieval == "feature":
@@ -267,6 +282,16 @@ class DenoisingInContextLabeler:
             [names[c] for c in top.repeat_interleave(k).tolist()],
         )
         return ask(self.verifier, questions).view(-1, k).mean(1)
+
+    def _probabilities(self, images: Tensor) -> Tensor:
+        logits, classes = self._in_batches(self.model, images), len(self.support.names)
+        if logits.dim() != 2 or logits.shape[1] != classes:
+            problem = f"gives logits of shape {tuple(logits.shape)} for {classes} names"
+            raise InputError("model", problem, "Give one logit a class: (N, C).")
+        found = logits.softmax(1)
+        if found.isnan().any():
+            raise InputError("model", "gives logits that are NaN", "Look at images and weights.")
+        return found
 
     def _in_batches(self, function: Callable[[Any], Tensor], x: Tensor) -> Tensor:
         return torch.cat([function(part) for part in x.split(self.batch_size)])

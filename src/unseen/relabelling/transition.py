@@ -28,7 +28,12 @@ def estimate_transition(
     Machine Vision Therapy (Huang et al. 2024), stage 1.
     """
     check_probabilities("probs", probs)
-    if labels.shape != probs.shape[:1] or int(labels.min()) < 0 or int(labels.max()) >= probs.shape[1]:
+    if (
+        labels.shape != probs.shape[:1]
+        or not len(labels)
+        or int(labels.min()) < 0
+        or int(labels.max()) >= probs.shape[1]
+    ):
         raise InputError(
             "labels", "do not fit the probabilities", f"Give (N,) numbers below {probs.shape[1]}."
         )
