@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unseen.errors import InputError
 from unseen.merging.base import at_least, elementwise, only_other
+from unseen.merging.sparsify import largest
 from unseen.registry import merging
 
 
@@ -73,9 +74,7 @@ def sce(tensors: Sequence[Tensor], base: Tensor, *, select_topk: float = 1.0) ->
     if select_topk < 1:
         variance = deltas.var(0, unbiased=False)
         count = int(int(variance.count_nonzero()) * select_topk)
-        mask = torch.zeros_like(variance)
-        mask.view(-1)[variance.reshape(-1).topk(count, sorted=False).indices] = 1
-        deltas *= mask
+        deltas *= largest(variance, count)
     energy = deltas.square().reshape(len(deltas), -1).mean(1)
     energy = (
         energy / energy.sum() if float(energy.sum()) >= 1e-6 else torch.full_like(energy, 1 / len(energy))

@@ -51,27 +51,37 @@ def sparsify(
         return delta
     if density == 0:
         return torch.zeros_like(delta)
-    if sparsifier == "magnitude":
-        keep = keep_largest(delta, density)
-    elif sparsifier == "outliers":
-        keep = keep_below_outliers(delta, density, gamma)
-    else:
+    if sparsifier in DRAWING:
         keep = torch.full_like(delta, density)
         if sparsifier == "magprune":
             keep = keep_by_rank(delta, density, epsilon)
-    kept = delta * (_draw(keep, generator) if sparsifier in DRAWING else keep)
-    if rescale == "expectation":
-        return kept / keep.where(keep > 0, 1)
-    return kept if rescale == "none" else kept * _norm_ratio(delta, kept, rescale)
+        kept = delta * _draw(keep, generator)
+        if rescale == "expectation":
+            return kept / keep.where(keep > 0, 1)
+    else:
+        chosen = (
+            largest(delta, max(int(density * delta.numel()), min(1, delta.numel())))
+            if sparsifier == "magnitude"
+            else below_outliers(delta, density, gamma)
+        )
+        kept = delta.masked_fill(~chosen, 0)
+    return kept if rescale in ("none", "expectation") else kept * _norm_ratio(delta, kept, rescale)
 
 
-def keep_largest(delta: Tensor, density: float) -> Tensor:
-    """1 for the floor(density n) entries (at least one) largest in magnitude, else 0."""
-    return _mark(delta, _largest(delta, max(int(density * delta.numel()), min(1, delta.numel()))))
+def largest(values: Tensor, count: int) -> Tensor:
+    """True for the `count` entries of largest magnitude; among equals, for the first."""
+    flat = values.detach().reshape(-1)
+    if count == 0 or count >= len(flat):
+        return torch.full_like(values, count > 0, dtype=torch.bool)
+    bound = _magnitude(flat, len(flat) - count)
+    chosen = flat.abs() > bound
+    missing = count - int(chosen.sum())
+    chosen[(flat.abs() == bound).nonzero()[:missing, 0]] = True
+    return chosen.view(values.shape)
 
 
-def keep_below_outliers(delta: Tensor, density: float, gamma: float) -> Tensor:
-    """1 for floor(density n) entries: the largest after floor(gamma n) at the top are left out, else 0.
+def below_outliers(delta: Tensor, density: float, gamma: float) -> Tensor:
+    """True for floor(density n) entries: the largest after floor(gamma n) at the top are left out.
 
     With gamma > 1 - density no small entry is removed, and fewer at the top, so that `density` holds.
     """
@@ -80,9 +90,7 @@ def keep_below_outliers(delta: Tensor, density: float, gamma: float) -> Tensor:
     count = delta.numel()
     kept = int(density * count)
     top = min(int(gamma * count), count - kept)
-    mask = _mark(delta, _largest(delta, kept + top))
-    mask.view(-1)[_largest(delta, top)] = 0
-    return mask
+    return largest(delta, kept + top) & ~largest(delta, top)
 
 
 def keep_by_rank(delta: Tensor, density: float, epsilon: float) -> Tensor:
@@ -99,14 +107,14 @@ def keep_by_rank(delta: Tensor, density: float, epsilon: float) -> Tensor:
     return (density - epsilon + 2 * epsilon * ranks).reshape(delta.shape)
 
 
-def _largest(delta: Tensor, count: int) -> Tensor:
-    return delta.abs().reshape(-1).topk(count, sorted=False).indices
-
-
-def _mark(delta: Tensor, indices: Tensor) -> Tensor:
-    mask = torch.zeros_like(delta, memory_format=torch.contiguous_format)
-    mask.view(-1)[indices] = 1
-    return mask
+def _magnitude(flat: Tensor, rank: int) -> Tensor | float:
+    """The magnitude that `rank` entries do not exceed."""
+    if flat.device.type != "cpu":
+        return flat.abs().kthvalue(rank + 1).values
+    # numpy selects in place and in an eighth of the time of torch, which moves pairs of value and index
+    magnitudes = flat.abs().to(torch.promote_types(flat.dtype, torch.float32)).numpy()
+    magnitudes.partition(rank)
+    return float(magnitudes[rank])
 
 
 def _draw(probability: Tensor, generator: torch.Generator | None) -> Tensor:

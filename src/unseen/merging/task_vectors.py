@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from unseen.merging.sparsify import DEFAULTS, SPARSIFIERS, sparsify
 from unseen.registry import merging
 
 CONSENSUS = ("none", "sum", "count", "unweighted")
+STRETCH = 1 << 18
+"""Entries whose signs are elected at a time: what that takes beside the task vectors stays in the processor's cache."""
 
 
 @merging.register(
@@ -104,12 +107,18 @@ def merge_task_vectors(
         sparsify(tensor - base, sparsifier, rescale=rescale, generator=generator, **setting)
         for tensor, setting in zip(tensors, settings, strict=True)
     )
-    total, divisor = (
-        _sum(deltas, weights) if consensus == "none" else _agreeing_sum(list(deltas), weights, consensus)
-    )
-    if normalize:
-        total = total / divisor
-    return base + scaling * total if len(tensors) else base.clone()
+    if not len(tensors):
+        return base.clone()
+    if consensus == "none":
+        weighted, weight_sum = _sum(deltas, weights)
+        return base + scaling * (weighted / weight_sum if normalize else weighted)
+    kept = [delta.reshape(-1) for delta in deltas]
+    merged = torch.empty_like(kept[0], dtype=functools.reduce(torch.promote_types, [d.dtype for d in kept]))
+    for first in range(0, len(merged), STRETCH):
+        stretch = slice(first, first + STRETCH)
+        total, divisor = _agreeing_sum([delta[stretch] for delta in kept], weights, consensus)
+        merged[stretch] = scaling * (total / divisor if normalize else total)
+    return merged.view(base.shape).add_(base)
 
 
 def _sum(deltas, weights: list[float]) -> tuple[Tensor | float, float]:
