@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are beside the package, not in it
 
 from benchmarks import __main__ as command
+from benchmarks import merging_llama
 from benchmarks.timing import compare
 
 NAMES = command.names()
@@ -74,3 +75,33 @@ def test_works_are_visited_in_turns_and_the_best_counts():
     )
     assert "".join(visited) == "aabbabba"  # two calls to warm up, then A B, B A
     assert best == {"a": 3.0, "b": 2.0}
+
+
+def test_a_process_is_watched_to_its_end():
+    megabytes = "import time; kept = bytearray(b'1') * (200 << 20); time.sleep(0.2)"
+    found = merging_llama.watched([sys.executable, "-c", megabytes])
+    assert 200 < found.private <= found.resident < 400
+    assert found.seconds > 0 and found.memory[0][2] < 200
+    assert [row[0] for row in found.memory] == sorted(row[0] for row in found.memory)
+    with pytest.raises(RuntimeError, match="no such model"):
+        merging_llama.watched([sys.executable, "-c", "raise SystemExit('no such model')"])
+
+
+def test_memory_is_drawn_resident_and_private(tmp_path):
+    runs = {"one": merging_llama.Run(1.0, [(0.0, 5.0, 3.0), (1.0, 9.0, 4.0)])}
+    figure = merging_llama.draw(runs)
+    lines = [list(line.get_ydata()) for line in figure.axes[0].lines]
+    assert lines == [[5.0, 9.0], [3.0, 4.0]]
+
+
+def test_a_made_llama_has_the_size_it_says_and_loads(tmp_path):
+    from unseen.merging import open_checkpoint
+
+    size = merging_llama.Llama(64, 128, 256, 2)
+    found = open_checkpoint(size.write(tmp_path / "model", 0))
+    assert {name: info.shape for name, info in found.tensors.items()} == size.shapes()
+    assert sum(info.bytes for info in found.tensors.values()) == size.bytes
+    other = open_checkpoint(size.write(tmp_path / "other", 1))
+    name = "model.layers.1.mlp.down_proj.weight"
+    apart = (found.read(name).float() - other.read(name).float()).std() / found.read(name).float().std()
+    assert 0.05 < apart < 0.5  # as near as two tunings of one model
