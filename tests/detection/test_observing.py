@@ -13,6 +13,7 @@ from unseen.errors import InputError
 from unseen.networks import Bank, Network, build_network
 from unseen.networks.hypotheses import with_heads
 from unseen.networks.taps import as_map, tap_points, tapped
+from unseen.objectives.discrepancy import head_discrepancy
 from unseen.registry import detectors
 from unseen.shifts.preprocessing import Preprocessing
 from unseen.training.data import network_outputs
@@ -249,6 +250,21 @@ def test_mutual_information_vanishes_when_all_agree():
     undecided = Bank(torch.zeros(1, 2), split[:, 0], layers={"members": split})
     information = detectors.build("deep-ensemble(by='information')").score(undecided)
     assert information.item() == pytest.approx(-math.log(2), abs=1e-3)
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_discrepancy_is_the_mean_over_pairs_of_answers(members):
+    logits = torch.randn(6, members, CLASSES, generator=torch.Generator().manual_seed(members))
+    bank = Bank(torch.zeros(6, 2), logits[:, 0], layers={"members": logits})
+    found = detectors.build("deep-ensemble(by='discrepancy')").score(bank)
+    p = logits.softmax(-1)
+    pairs = [(p[:, a] - p[:, b]).abs().sum(1) for a in range(members) for b in range(a)]
+    expected = torch.stack(pairs).mean(0) if pairs else torch.zeros(6)
+    torch.testing.assert_close(found, -expected, rtol=1e-4, atol=1e-6)
+    if members == 2:
+        torch.testing.assert_close(found, -head_discrepancy(logits.movedim(1, 0)), rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match="Did you mean 'discrepancy'"):
+        detectors.build("deep-ensemble(by='discrepency')")
 
 
 def test_members_are_joined_from_their_outputs():

@@ -11,7 +11,7 @@ from unseen.discovery import (
     clustering_accuracy,
     simgcd_loss,
 )
-from unseen.errors import InputError, UnseenWarning
+from unseen.errors import InputError, TrainingDiverged, UnseenWarning
 from unseen.objectives.views import two_views
 
 SMALL = {"hidden": 16, "projection": 8, "epochs": 4, "batch_size": 32, "learning_rate": 0.1}
@@ -108,6 +108,9 @@ def test_progress_is_told(data):
     ("change", "message"),
     [
         ({"y": lambda y: y + 1}, "labels: go from 1 to 2. Old classes are 0 to 1"),
+        ({"y": lambda y: y.float()}, "labels: are torch.float32"),
+        ({"y": lambda y: 0 * y}, r"labels: name no example of old class\(es\) \[1\]"),
+        ({"pool": lambda x: x / 0}, "features: has NaN or infinite values"),
         ({"y": lambda y: y[:-1]}, r"labels: have shape \(39,\)"),
         ({"pool": lambda x: x[:0]}, "unlabeled: has no examples"),
         ({"n_new": 0}, "n_new: is 0"),
@@ -125,6 +128,13 @@ def test_bad_input(data, change, message):
         GeneralizedCategoryDiscovery(None, change.get("n_old", 2), change.get("n_new", 2), **settings).fit(
             (x[known], labels), pool
         )
+
+
+def test_training_that_breaks_down_is_told(data):
+    x, y, known = data
+    loss = ProtoGCDLoss(separation=float("inf"))
+    with pytest.raises(TrainingDiverged, match="epoch 1: lower learning_rate=0.1"):
+        GeneralizedCategoryDiscovery(None, 2, 2, loss, **SMALL).fit((x[known], y[known]), x[~known])
 
 
 def test_no_prediction_before_fit(data):

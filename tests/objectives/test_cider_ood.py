@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from unseen.errors import InputError
+from unseen.networks import Network
 from unseen.networks.prototypes import PrototypeBank
 from unseen.objectives.cider_ood import CompactDispersedLoss
 from unseen.registry import objectives
+from unseen.shifts import Batch
 
 
 def unit(*shape, seed=0):
@@ -46,6 +48,30 @@ def test_loss_and_step_written_out(bank):
     expected = compactness + 2 * dispersion
     torch.testing.assert_close(*(torch.autograd.grad(t, z)[0] for t in (loss.total, expected)))
     torch.testing.assert_close(bank.vectors, torch.stack(moved).detach())
+
+
+def test_features_gather_around_prototypes_that_come_apart():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    x = 2 * torch.eye(3, 6)[y] + 0.3 * torch.randn(60, 6, generator=generator)
+    torch.manual_seed(0)
+    network = Network(nn.Sequential(nn.Linear(6, 16), nn.ReLU()), 16, 3)
+    objective = objectives.build("compact-dispersed(projection=8, corruption=0.1, momentum=0.5)")
+    objective.setup(features=16, classes=3, domains=1)
+    optimizer = torch.optim.Adam([*network.parameters(), *objective.parameters()], lr=1e-2)
+    for step in range(150):
+        batch = Batch(x=x, y=y, domain=torch.zeros_like(y), domains=1, step=step)
+        loss = objective(network, objective.prepare(batch, generator))
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+    prototypes = objective.loss.bank.vectors
+    z = nn.functional.normalize(objective.projector(network.featurizer(x)), dim=1)
+    cosines = z @ prototypes.T
+    assert cosines.gather(1, y[:, None]).mean() > 0.9
+    # three directions are farthest apart at 120 degrees
+    assert (prototypes @ prototypes.T)[~torch.eye(3, dtype=torch.bool)].max() < -0.3
+    assert (network(x).argmax(1) == y).float().mean() > 0.95
 
 
 def test_a_repeated_batch_has_the_same_loss(bank):

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from unseen.detection.base import Detector, require_finite
-from unseen.errors import InputError
+from unseen.errors import InputError, nearest
 from unseen.networks import Bank, Network
 from unseen.networks.hypotheses import Hypotheses
 from unseen.networks.taps import dropouts, dropping
 from unseen.registry import detectors
 
-By = Literal["confidence", "entropy", "information"]
+By = Literal["confidence", "entropy", "information", "discrepancy"]
 
 
 class SeveralAnswers(Detector):
     """Scores (N, M, C) logits of M answers, kept under `name`.
 
     by  "confidence": largest probability of the mean answer; "entropy": minus the mean answer's entropy;
-        "information": minus the mutual information of answer and answerer, how much they disagree
+        "information": minus the mutual information of answer and answerer, how much they disagree;
+        "discrepancy": minus the sum over classes of the difference of two answers' probabilities, mean over pairs
+        (Yu & Aizawa 2019, arXiv 1908.04951: the score of the objective `mcd`, whose network has two heads)
     """
 
     needs_logits = True
@@ -30,18 +32,30 @@ class SeveralAnswers(Detector):
 
     def __init__(self, by: By = "confidence"):
         super().__init__()
-        if by not in ("confidence", "entropy", "information"):
-            raise InputError("by", f"is {by!r}", "Give 'confidence', 'entropy' or 'information'.")
+        if by not in get_args(By):
+            raise InputError("by", f"is {by!r}", nearest(by, get_args(By)))
         self.by = by
 
     def score(self, bank: Bank) -> Tensor:
         require_finite(bank.logits, "logits")
         each = torch.log_softmax(self.seen(bank, self.name), -1)
+        if self.by == "discrepancy":
+            return -_mean_difference(each.exp())
         mean = each.exp().mean(1)
         if self.by == "confidence":
             return mean.amax(1)
         entropy = torch.special.entr(mean).sum(1)
         return -entropy if self.by == "entropy" else torch.special.entr(each.exp()).sum(2).mean(1) - entropy
+
+
+def _mean_difference(answers: Tensor) -> Tensor:
+    """(N,) mean over pairs of M answers (N, M, C) of sum_k |p_k - q_k|, from 0 to 2.
+
+    In order, the i-th of M values is the larger one of i pairs and the smaller one of M - 1 - i.
+    """
+    count = answers.shape[1]
+    signs = 2 * torch.arange(count, device=answers.device) - (count - 1)
+    return (answers.sort(1).values * signs[:, None]).sum((1, 2)) / max(1, count * (count - 1) // 2)
 
 
 @detectors.register(

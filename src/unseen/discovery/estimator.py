@@ -10,8 +10,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from unseen.detection.base import require_finite
 from unseen.discovery.number_of_classes import NumberOfClasses, estimate_num_classes
-from unseen.errors import InputError, UnseenWarning
+from unseen.errors import InputError, TrainingDiverged, UnseenWarning
 from unseen.networks import Bank
 from unseen.networks.prototypes import PrototypeBank
 from unseen.objectives.protogcd import UNLABELLED, ProtoGCDLoss
@@ -108,7 +109,12 @@ class GeneralizedCategoryDiscovery:
         self.seed, self.device, self.progress = seed, torch.device(device), progress
 
     def fit(self, labeled: tuple[Inputs, Tensor], unlabeled: Inputs) -> Self:
-        """Learn from inputs with labels (M,), and from inputs of old and new classes without."""
+        """Learn from inputs with labels (M,), and from inputs of old and new classes without.
+
+        Raises `InputError` for labels that are not of each old class, no unlabelled inputs, fewer inputs than
+        prototypes and features that are not finite, `TrainingDiverged` for a loss that is not finite; warns of
+        prototypes without an unlabelled example.
+        """
         inputs, labels = labeled
         count, free = _length(inputs), _length(unlabeled)
         self._check(labels, count, free)
@@ -116,7 +122,7 @@ class GeneralizedCategoryDiscovery:
         x = _joined(inputs, unlabeled)
         y = torch.cat([labels.cpu(), torch.full((free,), UNLABELLED)])
         with torch.no_grad():
-            features = nn.functional.normalize(self._encoded(x), dim=1)
+            features = nn.functional.normalize(require_finite(self._encoded(x), "features"), dim=1)
         if self.n_new == "auto":
             self.estimate = estimate_num_classes(
                 features[count:], features[:count], labels.cpu(), seed=self.seed
@@ -198,6 +204,11 @@ class GeneralizedCategoryDiscovery:
                     projections.unflatten(0, (-1, 2)),
                     (epoch + step / steps) / self.epochs,
                 )
+                if not bool(torch.isfinite(loss.total)):
+                    raise TrainingDiverged(
+                        f"the loss is {loss.total.item()} in epoch {epoch + 1}: lower "
+                        f"learning_rate={self.learning_rate}"
+                    )
                 optimizer.zero_grad()
                 loss.total.backward()
                 optimizer.step()
@@ -212,12 +223,17 @@ class GeneralizedCategoryDiscovery:
             raise InputError("labels", f"have shape {tuple(labels.shape)}", f"Give ({count},).")
         if not count:
             raise InputError("labeled", "has no examples", "Give some of every old class.")
+        if labels.is_floating_point():
+            raise InputError("labels", f"are {labels.dtype}", "Give whole numbers.")
         if not 0 <= int(labels.min()) <= int(labels.max()) < self.n_old:
             raise InputError(
                 "labels",
                 f"go from {int(labels.min())} to {int(labels.max())}",
                 f"Old classes are 0 to {self.n_old - 1}; examples of others belong to the unlabelled.",
             )
+        missing = sorted(set(range(self.n_old)) - set(labels.tolist()))
+        if missing:
+            raise InputError("labels", f"name no example of old class(es) {missing}", "Give some of each.")
 
 
 def _length(x: Inputs) -> int:

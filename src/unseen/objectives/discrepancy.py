@@ -41,8 +41,8 @@ class MCD(Objective):
 
     margin        in nats; 1.2 in the paper
     warmup_steps  updates with cross-entropy alone; the paper comes to the second term after training
-    The network answers with the mean of both heads' logits; `head_discrepancy` of `network.all_logits(x)` is the
-    paper's score. The paper's second set is unlabelled and holds examples of the classes, too.
+    The network answers with the mean of both heads' logits; the paper's score is `head_discrepancy`, the detector
+    "deep-ensemble(by='discrepancy')". The paper's second set is unlabelled and holds examples of the classes, too.
     """
 
     needs_outliers = True
