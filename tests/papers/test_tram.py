@@ -57,6 +57,19 @@ def test_every_condition_has_every_metric_and_every_claim_a_number(small):
     ]
 
 
+def test_every_claim_has_its_numbers_at_full_scale_too(small, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        tram, "compare", lambda unit, task, seed, steps: seen.append((unit, task, steps)) or []
+    )
+    monkeypatch.setattr(tram, "full_task", lambda: "texts of the user")
+    reproduction = papers.build("tram")
+    for unit in reproduction.units("full"):
+        reproduction.measure(unit, 0, "full")
+    assert seen[0] == ("text", "texts of the user", 5000)
+    assert [unit for unit, *_ in seen] == list(TASKS) and seen[1][2] == tram.STEPS["digits"]
+
+
 def measured(**changes):
     names = [c.name for c in TRAMReproduction.conditions]
     values = {(n, f"{t}, {m}"): 2.0 for n in names for t in TASKS for m in ("unseen", "source", "sharpness")}
