@@ -164,32 +164,35 @@ def curves() -> dict[str, Run]:
     with _folder(sizes["4 GB"]) as folder:
         for name, size in sizes.items():
             models = [size.write(folder / f"{size.layers}-{seed}", seed) for seed in range(2)]
-            for command, found_run in _each("slerp", models, folder).items():
-                found[f"{command}, two models of {name}"] = found_run
+            for command, watched_run in _each("slerp", models, folder).items():
+                found[f"{command}, two models of {name}"] = watched_run
             for path in models:
                 shutil.rmtree(path)
     return found
 
 
 def draw(runs: dict[str, Run]) -> Any:
-    """Resident memory over time, one line a run; thinner: the private part of it."""
+    """Memory over time, a colour a run: resident and, dotted, private."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, found) in enumerate(runs.items()):
-        seconds, resident, private = zip(*found.memory, strict=True)
+        seconds, resident, private = zip(*_thinned(found.memory), strict=True)
         axes.plot(seconds, resident, color=f"C{number}", label=name)
         axes.plot(seconds, private, color=f"C{number}", linewidth=0.8, linestyle=":")
-    axes.set(
-        xlabel="CPU seconds since the start of the command",
-        ylabel="memory, MiB",
-        ylim=(0, None),
-        xlim=(0, None),
-    )
+    axes.set(xlabel="CPU seconds since the start of the command", ylabel="memory, MiB")
+    axes.set(xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9, title="resident; dotted: private", title_fontsize=9)
     return figure
+
+
+def _thinned(memory: list[tuple[float, float, float]], points: int = 250) -> list[tuple[float, ...]]:
+    """At most about so many looks, each the highest of its neighbours."""
+    size = max(1, len(memory) // points)
+    parts = [memory[first : first + size] for first in range(0, len(memory), size)]
+    return [(part[0][0], *(max(column) for column in list(zip(*part, strict=True))[1:])) for part in parts]
 
 
 @contextlib.contextmanager
@@ -210,11 +213,12 @@ def _rows(what: str, recipe: str, models: list[Path], folder: Path, rounds: int)
                 best[command] = found
     ours, theirs = best["unseen merge"], best.get("mergekit")
     rows = []
-    for kind, unit in (("seconds", "s"), ("resident", "MiB"), ("private", "MiB")):
+    for kind, unit, name in (
+        ("seconds", "s", "whole command"),
+        ("resident", "MiB", "peak memory"),
+        ("private", "MiB", "peak of private memory"),
+    ):
         value, reference = getattr(ours, kind), theirs and getattr(theirs, kind)
-        name = {"seconds": "whole command", "resident": "peak memory", "private": "peak of private memory"}[
-            kind
-        ]
         rows.append(
             {
                 "what": f"{what}: {name}",
@@ -266,14 +270,11 @@ def _look(process: int) -> tuple[float, float, float] | None:
     """CPU seconds so far, MiB resident and private; None of a process that is ending."""
     folder = Path(f"/proc/{process}")
     used = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]  # by the user and by the system
-    lines = (folder / "status").read_text().splitlines()
-    sizes = {
-        line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS", "RssAnon"))
-    }
-    if len(sizes) < 2:
+    status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    if "VmRSS" not in status:
         return None
-    seconds = sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
-    return seconds, sizes["VmRSS"] / 1024, sizes["RssAnon"] / 1024
+    resident, private = (int(status[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))
+    return sum(map(int, used)) / os.sysconf("SC_CLK_TCK"), resident, private
 
 
 if __name__ == "__main__":
