@@ -132,7 +132,8 @@ def fine_tune(
     """A copy of the candidate's encoder and a new head, trained on `rows` of raw inputs with their labels (N,).
 
     AdamW, weight decay 0.05, cosine decay, label smoothing 0.1; the learning rate of the b-th block from the head
-    is rate x layer_decay^b. The paper's augmentations are left out: they belong to long training.
+    is rate x layer_decay^b. The paper's warm-up, drop path, Mixup and augmentations are left out: they belong to its
+    100 epochs.
     """
     standardise = Standardise.fit(candidate.features(inputs)[rows])
     with seeded(seed):

@@ -169,7 +169,11 @@ def _beats_pixels(measured: Measured) -> float:
     return float(np.mean(wins))
 
 
-@papers.register("backbone-arena", summary="Which pretrained backbone? One protocol for many tasks, z-scores")
+@papers.register(
+    "backbone-arena",
+    summary="Which pretrained backbone? One protocol for many tasks, z-scores",
+    paper="Goldblum et al. 2023, arXiv 2310.19909",
+)
 class BackboneArenaReproduction(Reproduction):
     card = Card(
         number=20,
