@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,12 @@ from torch import nn
 
 from unseen.arena import BackboneArena, Budget, Candidate, Detection, TunedDetection, candidate, open_boxes
 from unseen.arena.average_precision import average_precision
+from unseen.arena.boxes import BoxSplit
 from unseen.arena.detection import divided, standardisation
 from unseen.arena.pool import at_most, tasks_of
 from unseen.errors import InputError, MissingExtra
 from unseen.networks.centre_head import Found, centre_loss, centre_targets
-from unseen.networks.feature_maps import StoredMaps
+from unseen.networks.feature_maps import StoredMaps, feature_maps
 
 pytest.importorskip("pycocotools")
 BUDGET = Budget(trials=1, detector_steps=100, tuning_steps=10)
@@ -97,6 +99,46 @@ def test_test_boxes_do_not_reach_training_or_choice(data):
         again.measure(small(), SHORT, 0)
     for a, b in zip(task.fitted[0].head.parameters(), again.fitted[0].head.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_groups_are_not_trained_on(data):
+    def with_group(place):
+        row = torch.tensor([place])
+        parts = ([torch.cat([each, new]) for each in old] for old, new in (
+            (data.train.boxes, row), (data.train.labels, torch.tensor([0])), (data.train.crowd, torch.tensor([True]))
+        ))  # fmt: skip
+        return replace(data, train=BoxSplit("train", data.train.images, *parts))
+
+    first, second = (with_group(place) for place in ([0.1, 0.1, 0.4, 0.4], [0.6, 0.5, 0.9, 0.9]))
+    assert Detection(first).measure(small(), SHORT, 0) == Detection(second).measure(small(), SHORT, 0)
+
+
+def test_the_scale_of_maps_changes_nothing(data):
+    class Scaled(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.encoder, self.scale = small().encoder, scale
+
+        def feature_maps(self, images):
+            return [self.scale * each for each in feature_maps(self.encoder, images)]
+
+    one, large = (
+        scores(Detection(data), Candidate("x", Scaled(k), keep_features=False), SHORT) for k in (1, 64)
+    )
+    assert large == pytest.approx(one, abs=1e-3) and one["AP50"] > 0
+
+
+def test_the_best_rate_on_validation_counts(data):
+    class Given:
+        def __init__(self, rate):
+            self.rate = rate
+
+        def precision(self, split, rows):
+            assert split is data.train and rows.tolist() == [7]
+            return {"AP": -((self.rate - 0.1) ** 2), "AP50": self.rate}
+
+    best, chosen = Detection(data)._best(Given, torch.tensor([0.01, 0.1, 1.0]), torch.tensor([7]))
+    assert best.rate == pytest.approx(0.1) and chosen == "rate 0.1"
 
 
 def test_rows_are_divided_and_background_is_trained_on(data):

@@ -44,7 +44,7 @@ def test_soft_targets_are_bells_of_the_form_of_the_box():
 
 
 def test_a_centre_on_the_right_edge_belongs_to_the_last_place():
-    targets = centre_targets([torch.tensor([[0.9999999, 0.0, 1.0, 0.5]])], [torch.tensor([0])], 1, 4)
+    targets = centre_targets([torch.tensor([[0.99999994, 0.0, 1.0, 0.5]])], [torch.tensor([0])], 1, 4)
     assert targets.place.tolist() == [1 * 4 + 3]
 
 
