@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from unseen.papers.base import Card, Claim, Condition, Measured, Reproduction, Row, Scale
 from unseen.registry import papers
+from unseen.studies.statistics import mean_interval
 
 LAYOUTS, ROTATIONS = "layouts", "rotations"
 FOLDER = "folder"
@@ -196,20 +198,33 @@ class MetaOODReproduction(Reproduction):
 
         figure = Figure(figsize=(11, 7), layout="constrained")
         panels = figure.subplots(2, 2, sharex=True)
-        means = table.groupby(["condition", "metric"]).value.mean()
+        values = table.set_index(["condition", "metric"]).value
+        places = np.arange(len(STEPS))
+        shifts = np.linspace(-0.18, 0.18, len(_LINES))
         for row, drift in zip(panels, (LAYOUTS, ROTATIONS), strict=True):
             for axes, what in zip(row, ("accuracy", "AUROC"), strict=True):
-                for name, style in _LINES.items():
-                    values = [means[name, at(drift, what, steps)] for steps in STEPS]
-                    axes.plot(range(len(STEPS)), values, label=name, **style)
-                rest = means["prototypes", at(drift, what, 10)]
-                axes.axhline(rest, color="#cc79a7", linestyle=":", label="prototypes")
+                for shift, (name, style) in zip(shifts, _LINES.items(), strict=True):
+                    found = [mean_interval(values[name, at(drift, what, steps)]) for steps in STEPS]
+                    mean, low, high = np.array([(i.estimate, i.low, i.high) for i in found]).T
+                    axes.errorbar(
+                        places + shift,
+                        mean,
+                        yerr=[mean - low, high - mean],
+                        elinewidth=0.8,
+                        label=name,
+                        **style,
+                    )
+                rest = mean_interval(values["prototypes", at(drift, what, 10)])
+                axes.axhline(rest.estimate, color="#cc79a7", linestyle=":", label="prototypes")
+                axes.axhspan(rest.low, rest.high, color="#cc79a7", alpha=0.12, lw=0)
                 axes.set(title=drift, ylabel=what)
-                axes.set_xticks(range(len(STEPS)), STEPS)
+                axes.set_xticks(places, STEPS)
                 axes.grid(alpha=0.3)
                 axes.spines[["top", "right"]].set_visible(False)
-        for axes in panels[1]:
-            axes.set(xlabel="steps of adaptation, from the first weights")
+        figure.supxlabel(
+            "steps of adaptation, from the first weights (means and 95 % intervals over seeds)",
+            fontsize="medium",
+        )
         panels[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         return figure
 

@@ -194,8 +194,10 @@ class OGENReproduction(Reproduction):
     def plot(self, table: pd.DataFrame) -> Any:
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(11, 4), layout="constrained")
+        figure = Figure(figsize=(11, 4.4), layout="constrained")
         axes = figure.subplots(1, 3)
+        places = np.arange(len(WATCHED))
+        shifts = dict(zip(_COLOURS, np.linspace(-0.3, 0.3, len(_COLOURS)), strict=True))
         for what, here in zip(("base", "new"), axes[:2], strict=True):
             for name, colour in _COLOURS.items():
                 if name == "zero-shot":
@@ -204,18 +206,22 @@ class OGENReproduction(Reproduction):
                 found = [_interval(table, name, f"{what} at {epoch}") for epoch in WATCHED]
                 mean, low, high = np.array([(i.estimate, i.low, i.high) for i in found]).T
                 here.errorbar(
-                    WATCHED, mean, yerr=[mean - low, high - mean], marker="o", ms=3, lw=1.2, color=colour,
-                    label=name,
+                    places + shifts[name], mean, yerr=[mean - low, high - mean], marker="o", ms=3, lw=1.2,
+                    elinewidth=0.7, color=colour, label=name,
                 )  # fmt: skip
+            here.set_xticks(places, WATCHED)
             here.set(title=f"accuracy on {what} classes", xlabel="epochs")
-        axes[0].legend(frameon=False, fontsize="small")
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(
+            *handles, loc="outside lower center", ncols=len(_COLOURS), frameon=False, fontsize="small"
+        )
         names = [c.name for c in self.conditions]
         found = [_interval(table, name, "harmonic") for name in names]
         mean, low, high = np.array([(i.estimate, i.low, i.high) for i in found]).T
         axes[2].errorbar(mean, range(len(names)), xerr=[mean - low, high - mean], fmt="o", color="#000000")
         axes[2].set_yticks(range(len(names)), names)
         axes[2].invert_yaxis()
-        axes[2].set(title="harmonic mean at the end")
+        axes[2].set(title="harmonic mean at the end", xlabel="means and 95 % intervals over seeds")
         for here in axes:
             here.grid(alpha=0.3)
             here.spines[["top", "right"]].set_visible(False)
