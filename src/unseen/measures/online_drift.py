@@ -5,7 +5,9 @@
         if detector.update(score) is DriftState.DRIFT:
             ...
 
-After a drift a detector goes on by itself: ADWIN and KSWIN keep the recent part, the others begin anew.
+After a drift a detector goes on by itself: ADWIN and KSWIN keep the recent part, the others begin anew. The first
+three alarm at the same number as river's, whose ADWIN by default looks for a change at every 32nd number only and
+whose Page-Hinkley forgets; river is left out of the dependencies, as `unseen watch` needs one class of it.
 """
 
 from __future__ import annotations
