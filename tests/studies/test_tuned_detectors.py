@@ -135,6 +135,8 @@ def test_the_highest_is_chosen_and_candidates_that_fail_are_left_out():
     assert found.facts["given_auroc"] == pytest.approx(expected[0]) and found.facts["candidates"] == 4
     tied = choose(dict(zip(specs, [Fixed(1), Fixed(1)], strict=False)), inside, inside, outside)
     assert tied.spec == specs[0]  # the given options
+    first_fails = dict(zip(specs, [Fixed(2, "score"), Fixed(0)], strict=False))
+    assert choose(first_fails, inside, inside, outside).spec == specs[1]
     with pytest.raises(InputError, match="is too large"):
         choose({specs[0]: Fixed(0, "fit")}, inside, inside, outside)
 
