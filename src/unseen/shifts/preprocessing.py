@@ -176,8 +176,13 @@ class TablePreprocessing(Preprocessing):
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "columns": self.columns}
 
+    @property
+    def names(self) -> list[str]:
+        """The columns that a table must have."""
+        return [column["name"] for column in self.columns]
+
     def encode(self, inputs: pd.DataFrame) -> Tensor:
-        names = [column["name"] for column in self.columns]
+        names = self.names
         missing = [name for name in names if name not in inputs.columns]
         if missing:
             raise InputError(

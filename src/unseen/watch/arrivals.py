@@ -16,7 +16,7 @@ from unseen.errors import InputError, nearest
 from unseen.shifts.coding import sortable
 from unseen.shifts.image_folders import ImageFiles
 from unseen.shifts.new_inputs import open_inputs
-from unseen.shifts.preprocessing import Preprocessing
+from unseen.shifts.preprocessing import Preprocessing, TablePreprocessing
 from unseen.shifts.tables import read_table
 
 MODIFIED = "modified"
@@ -76,6 +76,8 @@ def open_arrivals(
         order = np.argsort([(inputs.folder / name).stat().st_mtime_ns for name in names], kind="stable")
         return Arrivals(inputs.select(torch.from_numpy(order)), [names[row] for row in order])
     _check_order(_times(path, time, len(names)), time, names)
+    if isinstance(preprocessing, TablePreprocessing) and time not in preprocessing.names:
+        inputs = inputs.drop(columns=time)
     return Arrivals(inputs, names)
 
 
