@@ -189,6 +189,11 @@ def test_what_is_no_json_and_images_that_are_nowhere(folder):
         open_boxes(folder)
 
 
+def test_sides_that_cannot_be(folder):
+    with pytest.raises(InputError, match="image_size: is 0"):
+        open_boxes(folder, image_size=0)
+
+
 def test_crowds_are_kept_apart(folder):
     change(folder / "train" / "annotations.json", lambda tables: tables["annotations"][0].update(iscrowd=1))
     train = open_boxes(folder).train

@@ -185,7 +185,7 @@ def test_maps_that_are_not_finite_or_not_there(data):
 
     with pytest.raises(InputError, match="'endless': gives feature maps that are NaN or infinite"):
         Candidate("endless", Endless(), keep_features=False).maps(data.train.images)
-    with pytest.raises(InputError, match="Give it a method feature_maps"):
+    with pytest.raises(InputError, match="backbone 'flat': encoder Flatten: .*Give it a method feature_maps"):
         Candidate("flat", nn.Flatten(), keep_features=False).maps(data.train.images)
 
 

@@ -95,7 +95,11 @@ class Candidate:
     def encode_maps(self, raw: Any, encoder: nn.Module | None = None) -> list[Tensor]:
         """Feature maps (B, C, side, side) of a batch of raw images, finest first; see `feature_maps`."""
         encoder = self.encoder if encoder is None else encoder
-        return feature_maps(encoder, self._prepared(raw, encoder))
+        try:
+            return feature_maps(encoder, self._prepared(raw, encoder))
+        except InputError as error:
+            subject = f"backbone {self.name!r}: {error.subject}"
+            raise InputError(subject, error.problem, error.remedy) from None
 
     def _prepared(self, raw: Any, encoder: nn.Module) -> Any:
         if isinstance(raw, np.ndarray):

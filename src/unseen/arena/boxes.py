@@ -121,7 +121,7 @@ def open_boxes(folder: str | Path, *, image_size: int | None = None, skip_bad: b
         raise InputError(f"folder {str(folder)!r}", problem, LAYOUT)
     tests = [name for name in others if not name.startswith("val")] or others
     read = {name: _read(folder, files[name], skip_bad) for name in files}
-    size = image_size or max(common_size([size for each in read.values() for size in each.sizes], None))
+    size = max(common_size([size for each in read.values() for size in each.sizes], image_size))
     trained = [read[name] for name in (*train, *others) if name not in tests]
     classes = sorted({label for each in trained for labels in each.labels for label in labels})
     for name in tests:
