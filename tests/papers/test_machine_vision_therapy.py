@@ -95,6 +95,9 @@ class Encoder(nn.Module):
 def test_full_scale_in_miniature():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (60, 16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
+    images[[5, 9, 13, 17]] = images[
+        1
+    ]  # a picture that the folder holds five times, perhaps among the exemplars
     shift = from_arrays(images, torch.arange(60).numpy() % 2, torch.arange(60).numpy() // 20)
     found = therapy(0, shift, Encoder(), lambda questions: torch.full((len(questions),), 0.4), per_class=2)
     assert {c for c, _ in found} == {"vision model", "dicl"}

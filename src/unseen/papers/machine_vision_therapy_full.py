@@ -11,6 +11,7 @@ from unseen.distillation.teachers import Teacher
 from unseen.distillation.text_classifier import Embedder, text_classifier
 from unseen.errors import InputError
 from unseen.networks.dual_encoder import DualEncoder
+from unseen.networks.feature_cache import content_hash
 from unseen.networks.zero_shot import TEMPLATES
 from unseen.papers.left_out_domains import image_folder
 from unseen.papers.vl2v_full import named_teacher, raw_images
@@ -77,7 +78,9 @@ def therapy(
             return x.to(device), torch.cat([part.y for part in parts]).to(device)
 
         support = Support(*read(shown), shift.classes)
-        used, held_out = (read(part) for part in (others[: len(others) // 2], others[len(others) // 2 :]))
+        used, held_out = (
+            unlike(support, read(part)) for part in (others[: len(others) // 2], others[len(others) // 2 :])
+        )
         with torch.no_grad():
             probs = torch.cat([model(part).softmax(1) for part in support.images.split(64)])
         transition = estimate_transition(probs, support.labels, per_class)
@@ -93,6 +96,15 @@ def therapy(
             for metric, value in therapy_report(network, used, held_out, 64).items():
                 found.setdefault((condition, metric), []).append(value)
     return {key: sum(values) / len(values) for key, values in found.items()}
+
+
+def unlike(support: Support, examples: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The examples without copies of exemplars: folders of photographs hold some pictures twice."""
+    shown = {content_hash(image) for image in support.images}
+    kept = torch.tensor(
+        [content_hash(image) not in shown for image in examples[0]], device=examples[1].device
+    )
+    return examples[0][kept], examples[1][kept]
 
 
 def named_judge() -> EndpointVerifier:
