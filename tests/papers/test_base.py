@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unseen.errors import InputError
+from unseen.errors import InputError, UnseenWarning
 from unseen.papers.base import Card, Claim, Condition, Reproduction, Row, by_seed, verdict
 from unseen.papers.reproduce import record, reproduce
 from unseen.registry import papers
@@ -157,6 +157,16 @@ def test_what_is_measured_is_not_measured_again(toy, tmp_path):
     assert sorted(more.table.seed.unique()) == [0, 1, 2, 3]
     # fewer seeds again: the fourth is kept, but is no part of the answer
     assert sorted(reproduce("toy", folder=tmp_path).table.seed.unique()) == [0, 1, 2]
+
+
+def test_measurements_of_other_code_are_told(toy, tmp_path, monkeypatch, recwarn):
+    reproduce("toy", folder=tmp_path)
+    reproduce("toy", folder=tmp_path)
+    assert not recwarn.list
+    monkeypatch.setattr("unseen.papers.reproduce._code", lambda: "changed")
+    with pytest.warns(UnseenWarning, match=r"toy: 6 of 8 measurements were made by other code"):
+        reproduce("toy", folder=tmp_path, seeds=4)
+    assert len(toy.calls) == 8
 
 
 def test_scales_are_kept_apart(toy, tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 import os
 import platform
 import sqlite3
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 import unseen
-from unseen.errors import InputError, nearest
+from unseen.errors import InputError, UnseenWarning, nearest
 from unseen.papers.base import Judgement, Reproduction, Row, Scale, verdict
 from unseen.registry import papers
 
@@ -87,6 +90,7 @@ def reproduce(
     """Measure what is not yet measured in `folder`, then judge every claim.
 
     seeds  how many seeds, at least 3; default the reproduction's own
+    Warns of what the folder holds from other code than the present.
     """
     reproduction: Reproduction = papers.build(name)
     chosen = reproduction.seeds if seeds is None else tuple(range(seeds))
@@ -95,7 +99,15 @@ def reproduce(
     store = Path(folder) / name
     store.mkdir(parents=True, exist_ok=True)
     work = [(unit, seed) for seed in chosen for unit in reproduction.units(scale)]
-    with _Measurements(store / f"{scale}.sqlite") as kept:
+    path = store / f"{scale}.sqlite"
+    with _Measurements(path) as kept:
+        if older := kept.from_other_code(work):
+            warnings.warn(
+                f"{name}: {older} of {len(work)} measurements were made by other code of this library. "
+                f"Remove {path} to make them anew.",
+                UnseenWarning,
+                stacklevel=2,
+            )
         for done, (unit, seed) in enumerate(work):
             if not kept.has(unit, seed):
                 if report is not None:
@@ -149,6 +161,7 @@ class _Measurements:
         self._connection = sqlite3.connect(path)
         self._connection.executescript(
             "create table if not exists units (unit text, seed integer, seconds real, primary key (unit, seed));"
+            "create table if not exists made_by (unit text, seed integer, code text, primary key (unit, seed));"
             "create table if not exists rows (unit text, seed integer, condition text, metric text, value real);"
         )
 
@@ -169,7 +182,14 @@ class _Measurements:
                 self._connection.executemany(
                     "insert into rows values (?, ?, ?, ?, ?)", [(unit, seed, *row) for row in rows]
                 )
+                self._connection.execute("insert into made_by values (?, ?, ?)", (unit, seed, _code()))
             # else another process has measured the same meanwhile
+
+    def from_other_code(self, work: list[tuple[str, int]]) -> int:
+        """How many of these are measured, but not by this code."""
+        made = self._connection.execute("select unit, seed from made_by where code = ?", (_code(),))
+        current = set(made.fetchall())
+        return sum(self.has(*item) and item not in current for item in work)
 
     def table(self, work: list[tuple[str, int]]) -> tuple[pd.DataFrame, float]:
         wanted = set(work)
@@ -178,3 +198,13 @@ class _Measurements:
         times = self._connection.execute("select unit, seed, seconds from units").fetchall()
         seconds = sum(row[2] for row in times if (row[0], row[1]) in wanted)
         return pd.DataFrame(kept, columns=["seed", "condition", "metric", "value"]), seconds
+
+
+@functools.cache
+def _code() -> str:
+    """Hash of this library's source."""
+    package = Path(unseen.__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return found.hexdigest()
