@@ -93,6 +93,7 @@ def test_verdict_of_the_whole():
     assert verdict([holds, holds, reported, control]) == "holds"
     assert verdict([fails, reported, control]) == "refuted"
     assert verdict([holds, fails, control]) == "holds in part (1 of 2 claims)"
+    assert verdict([holds, fails, fails, control]) == "refuted in part (2 of 3 claims)"
     assert verdict([holds, control, failed_control]) == "in doubt: a control failed"
 
 

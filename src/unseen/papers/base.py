@@ -158,7 +158,7 @@ def by_seed(table: pd.DataFrame) -> dict[int, Measured]:
 
 
 def verdict(judgements: list[Judgement]) -> str:
-    """Of the whole: holds / holds in part / refuted, or in doubt when a control did not do its part."""
+    """Of the whole: holds / refuted, either in part too by the majority, or in doubt when a control failed."""
     judged = [j for j in judgements if j.verdict != "reported"]
     if any(j.verdict == "refuted" for j in judged if j.claim.control):
         return "in doubt: a control failed"
@@ -166,7 +166,12 @@ def verdict(judgements: list[Judgement]) -> str:
     total = sum(not j.claim.control for j in judged)
     if holding == total:
         return "holds"
-    return "refuted" if holding == 0 else f"holds in part ({holding} of {total} claims)"
+    if holding == 0:
+        return "refuted"
+    failing = total - holding
+    if failing > holding:
+        return f"refuted in part ({failing} of {total} claims)"
+    return f"holds in part ({holding} of {total} claims)"
 
 
 def _bootstrap(
