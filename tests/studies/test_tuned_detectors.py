@@ -261,6 +261,8 @@ def test_the_command_line_tunes_and_the_report_says_what_was_chosen(command, tmp
     assert said.code == 0, said.err
     assert "relation tuned" in said.out and "Tuned on scrambled: relation" in said.out
     chosen = Spec.of(json.loads((folder / "model" / "model.json").read_text())["familiarity"]["detector"])
+    card = (folder / "model" / "README.md").read_text()
+    assert f"scored by `{chosen}`" in card and "on tuning data (scrambled) that judged no detector" in card
     page = (folder / "report.html").read_text()
     assert "What tuning chose" in page and 'relation<span class="tag">model to deploy' in page
     assert f"<code>{chosen}</code>" in page and "tune_detectors=&#39;scrambled&#39;" in page

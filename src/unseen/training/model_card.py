@@ -6,6 +6,8 @@ from typing import Any
 
 from jinja2 import Environment
 
+from unseen.registry import Spec
+
 _TEMPLATE = """\
 # Model card
 
@@ -37,8 +39,11 @@ or `unseen predict FOLDER DATA -o OUT.csv`.
 {% if familiarity -%}
 ## When it abstains
 
-Familiarity is scored by `{{ familiarity.detector.name }}` (higher = more like the training data). Inputs below
+Familiarity is scored by `{{ familiarity.detector | spec }}` (higher = more like the training data). Inputs below
 {{ "%.6g" % familiarity.threshold }} are not accepted; {{ "%g" % (100 * familiarity.coverage) }} % of in-distribution validation examples are accepted.
+{%- if training.detector_tuning %}
+Its options are the best of {{ training.detector_tuning.candidates }} on tuning data ({{ training.detector_tuning.data }}) that judged no detector.
+{%- endif %}
 {% endif %}
 {% if training.evaluation -%}
 ## How it was judged
@@ -61,4 +66,5 @@ lower than anything written here. Familiarity is a score, not a guarantee: watch
 def model_card(description: dict[str, Any]) -> str:
     """Markdown for the description that a model folder holds."""
     environment = Environment(trim_blocks=False, keep_trailing_newline=True, autoescape=False)
+    environment.filters["spec"] = lambda value: str(Spec.of(value))
     return environment.from_string(_TEMPLATE).render(**description)
