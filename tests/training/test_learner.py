@@ -58,6 +58,8 @@ def test_the_learning_rate_rises_and_falls():
     assert rates[:10] == sorted(rates[:10]) and max(rates) == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.01
     assert {Learner().learning_rate_at(step) for step in (0, 150, 299)} == {1e-3}
+    falling = Learner(steps=100, schedule="linear", learning_rate=1.0)
+    assert [falling.learning_rate_at(step) for step in (0, 25, 99)] == pytest.approx([1.0, 0.75, 0.01])
 
 
 def test_the_last_step_is_always_evaluated():

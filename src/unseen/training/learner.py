@@ -26,7 +26,7 @@ class Learner:
     layers           which layers are trained, by position from the inputs to the head: ":" all, "-1" the head
                      alone, "0" the first, "1:-1" those between (see `unseen.networks.layers`)
     weight_decay     decoupled for adamw, an L2 penalty otherwise
-    schedule         "constant" or "cosine" (to zero)
+    schedule         "constant", "linear" or "cosine" (both to zero)
     warmup           share of the steps in which the learning rate rises linearly, in [0, 1)
     steps            number of updates
     batch_size       examples of each training domain in a step
@@ -46,7 +46,7 @@ class Learner:
     layer_decay: float = 1.0
     layers: str = ":"
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: float = 0.0
     steps: int = 300
     batch_size: int = 32
@@ -62,7 +62,7 @@ class Learner:
                 object.__setattr__(self, name, Spec.of(value))
         for name, choices in (
             ("optimizer", ("adam", "adamw", "sgd")),
-            ("schedule", ("constant", "cosine")),
+            ("schedule", ("constant", "linear", "cosine")),
             ("keep", ("best", "last")),
         ):
             if getattr(self, name) not in choices:
@@ -164,8 +164,10 @@ class Learner:
         rising = self.warmup * self.steps
         if step < rising:
             return self.learning_rate * (step + 1) / (rising + 1)
+        progress = (step - rising) / max(1.0, self.steps - rising)
+        if self.schedule == "linear":
+            return self.learning_rate * (1 - progress)
         if self.schedule == "cosine":
-            progress = (step - rising) / max(1.0, self.steps - rising)
             return self.learning_rate * (1 + math.cos(math.pi * progress)) / 2
         return self.learning_rate
 
