@@ -21,9 +21,10 @@ from unseen.prompts.text import PromptableEncoder, check_names
 from unseen.prompts.zero_shot_ood import ZeroShotOOD
 
 TEMPLATES = (
-    "a photo of a {}", "a bad photo of a {}", "a good photo of a {}", "a picture of a {}",
-    "an image of a {}", "a small {}", "a large {}",
+    "a bad photo of the {}.", "a {} in a video game.", "a origami {}.", "a photo of the small {}.",
+    "art of the {}.", "a photo of the large {}.", "itap of a {}.",
 )  # fmt: skip
+"""The seven that CLIP's authors found best together (Radford et al. 2021), as in the published code."""
 
 
 class LAPT:
