@@ -270,3 +270,11 @@ def test_files_of_a_real_package():
     assert all(40 <= len(s) <= 160 and s.isascii() for s in sentences)
     with pytest.raises(InputError, match="is not installed"):
         docstring_sentences.file_sentences("no_such_package")
+
+
+def test_what_the_leak_leaves_is_a_share_of_mean_gaps():
+    scores = {"from scratch": (0.9, 0.8), "fine-tuned": (0.7, 0.7), "without the leak": (0.85, 0.79)}
+    rows = [(seed, name, of(LEAKED), v[seed]) for name, v in scores.items() for seed in (0, 1)]
+    table = pd.DataFrame(rows, columns=["seed", "condition", "metric", "value"])
+    claim = next(c for c in MLKDText.claims if c.name == "what the leak leaves")
+    assert claim.pooled(table) == pytest.approx((0.05 + 0.01) / (0.2 + 0.1)) and claim.at_most is None
