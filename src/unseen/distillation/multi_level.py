@@ -14,6 +14,7 @@ from unseen.distillation.layer_matching import choose_layers, nearest_layer
 from unseen.distillation.logits import kept, logit_kl
 from unseen.distillation.named_outputs import layer_names, logits_of, named_outputs
 from unseen.errors import InputError, nearest
+from unseen.networks.modes import evaluating
 from unseen.sequences.perplexity import next_token_losses
 
 Projection = Literal["teacher", "student", "both", "none"]
@@ -153,12 +154,8 @@ def _outputs(network: nn.Module, names: str | Sequence[str], x: Any) -> Outputs:
 
 @torch.no_grad()
 def _evaluated(network: nn.Module, names: str | Sequence[str], x: Any) -> Outputs:
-    was_training = network.training
-    network.eval()
-    try:
+    with evaluating(network):
         return _outputs(network, names, x)
-    finally:
-        network.train(was_training)
 
 
 def _width(hidden: tuple[Tensor, ...], whose: str) -> int:

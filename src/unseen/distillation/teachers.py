@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unseen.errors import InputError
+from unseen.networks.modes import evaluating
 from unseen.networks.zero_shot import TEMPLATES
 from unseen.shifts.batch import Inputs, map_tensors
 
@@ -204,14 +205,7 @@ def _marks(x: Inputs) -> list[int]:
 
 @contextlib.contextmanager
 def _evaluation(encoder: Any) -> Iterator[None]:
-    """No gradient and, for a module, evaluation mode; its parts are afterwards in the modes they were in."""
-    parts = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
-    modes = [part.training for part in parts]
-    for part in parts:
-        part.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode
+    """No gradient and, for a module, evaluation mode."""
+    modes = evaluating(encoder) if isinstance(encoder, nn.Module) else contextlib.nullcontext()
+    with modes, torch.no_grad():
+        yield

@@ -10,6 +10,7 @@ from torch.func import functional_call, grad, vmap
 
 from unseen.averaging import StateDict
 from unseen.errors import InputError
+from unseen.networks.modes import evaluating
 
 
 def diagonal_fisher(model: nn.Module, batches: Iterable[Tensor]) -> StateDict:
@@ -21,8 +22,6 @@ def diagonal_fisher(model: nn.Module, batches: Iterable[Tensor]) -> StateDict:
     """
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
-    training = model.training
-    model.eval()
 
     def log_probability(values: dict[str, Tensor], x: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(model, (values, buffers), (x[None],))
@@ -37,14 +36,12 @@ def diagonal_fisher(model: nn.Module, batches: Iterable[Tensor]) -> StateDict:
 
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     count = 0
-    try:
+    with evaluating(model):
         for x in batches:
             for example in x:  # one at a time: C gradients of the whole model are in memory
                 for name, value in expected_square(example).items():
                     total[name] += value.detach()
             count += len(x)
-    finally:
-        model.train(training)
     if not count:
         raise InputError("batches", "are empty", "Give one or more batches of inputs.")
     rest = {name: torch.ones_like(value) for name, value in model.state_dict().items() if name not in total}

@@ -15,6 +15,7 @@ from unseen.networks.freezing import freeze
 from unseen.networks.hypotheses import Hypotheses, HypothesisHead
 from unseen.networks.low_rank import inject_low_rank
 from unseen.networks.low_rank_network import load_featurizer
+from unseen.networks.modes import evaluating
 from unseen.networks.simple import default_network
 from unseen.networks.taps import layers_of
 from unseen.registry import Spec, networks
@@ -76,13 +77,9 @@ class TapViews(nn.Module):
         self.backbone, self.task_model, self.pool = backbone, task_model, pool
         self.names = tuple(taps)
         self.ranks: dict[str, int] = {}
-        modes = {module: module.training for module in self.modules()}
-        with torch.no_grad():
-            self.eval()
+        with evaluating(self), torch.no_grad():
             widths = [output.shape[1] for output in self.tap_outputs(example).values()]
             z = self.task_features(example)
-        for module, mode in modes.items():
-            module.training = mode
         extra = 0 if z is None else z.shape[1]
 
         def norm(width: int) -> nn.Module:
