@@ -1,4 +1,8 @@
-"""What a training step of each method costs, in ERM steps, beside a straightforward implementation of it."""
+"""What a training step of each method costs, in ERM steps, beside a straightforward implementation of it.
+
+CORAL's Gram matrix of B examples and its backward product alone are 7 % (2 x 64) and 14 % (8 x 32) of the MLP's ERM
+step: with the parting of a batch into domains that every penalty has, 1.2 is out of reach there.
+"""
 
 from __future__ import annotations
 
