@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from unseen.detection.metrics import ood_metrics
-from unseen.errors import InputError, UnseenWarning
+from unseen.errors import InputError, TrainingDiverged, UnseenWarning
 from unseen.papers.word_clip import WordClip, WordTransformer
 from unseen.prompts import LAPT, DistributionAwarePrompts, collect_features, encode_names
 
@@ -142,12 +142,18 @@ def test_data_that_cannot_be_trained_on_is_named(clip, change, subject):
         ({"cross_modal": -0.1}, "cross_modal"),
         ({"epochs": 0}, "epochs"),
         ({"templates": ()}, "templates"),
+        ({"learning_rate": 0.0}, "learning_rate"),
     ],
 )
 def test_options_out_of_range_are_named(clip, options, subject):
     with pytest.raises(InputError) as error:
         tuned(clip, **options)
     assert error.value.subject == subject
+
+
+def test_training_that_breaks_down_is_told(clip):
+    with pytest.raises(TrainingDiverged, match="in epoch [12]: lower learning_rate=1e"):
+        tuned(clip, learning_rate=1e30, epochs=2).fit(*labelled(clip))
 
 
 def test_negatives_that_are_classes_are_refused(clip):

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from unseen.averaging.local_mean_teacher import LocalMeanTeacher
-from unseen.errors import InputError
+from unseen.errors import InputError, TrainingDiverged
 from unseen.papers.word_clip import WordClip, WordTransformer
 from unseen.prompts import (
     BaseToNew,
@@ -170,6 +170,16 @@ def test_predictions_are_probabilities_of_any_names(clip, data):
 
 
 class TestErrors:
+    def test_training_that_breaks_down_is_told(self, clip, data):
+        with pytest.raises(TrainingDiverged, match="in epoch [2-4]: lower learning_rate=1e"):
+            PromptTuner(clip, KNOWN, learning_rate=1e30, epochs=4).fit(*data)
+        with pytest.raises(InputError, match="learning_rate: is 0"):
+            PromptTuner(clip, KNOWN, learning_rate=0.0)
+
+    def test_an_encoder_without_token_embeddings_is_told_what_it_needs(self):
+        with pytest.raises(InputError, match=r"encoder Linear.*promptable\(encoder\)"):
+            PromptTuner(nn.Linear(2, 2), KNOWN)
+
     def test_unknown_names_must_be_no_known_ones(self, clip, data):
         chosen = UnknownClassRegularizer(ClassConditionalGenerator(8, heads=2), ["Cats", "sky", "sea"])
         with pytest.raises(InputError, match="known class 'cat'"):

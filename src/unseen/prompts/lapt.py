@@ -18,6 +18,7 @@ from unseen.prompts.label_images import Source, collect_features
 from unseen.prompts.learnt import DistributionAwarePrompts
 from unseen.prompts.negative_labels import check_negatives, encode_names
 from unseen.prompts.text import PromptableEncoder, check_names
+from unseen.prompts.tuner import require_finite_loss
 from unseen.prompts.zero_shot_ood import ZeroShotOOD
 
 TEMPLATES = (
@@ -70,6 +71,8 @@ class LAPT:
             raise InputError(
                 "templates", "are none to mix images with", "Give one at least, or cross_modal=0."
             )
+        if not 0 < learning_rate < math.inf:
+            raise InputError("learning_rate", f"is {learning_rate}", "Give a positive number, such as 0.01.")
         self.clip, self.templates = clip, tuple(templates)
         self.prompts = DistributionAwarePrompts(clip, seed=seed) if prompts is None else prompts
         self.cross_modal, self.beta, self.alpha = cross_modal, beta, alpha
@@ -88,6 +91,8 @@ class LAPT:
         """Fit on images or features (N, D) of length 1, and labels (N,) in [0, K + M), negatives from K on.
 
         is_negative  (N,) bool, checked against the labels if it is given
+        Raises `InputError` for what cannot be learnt from, `TrainingDiverged` for a loss that is not finite; warns of
+        batches of one kind.
         """
         features = features_of(self.clip, images)
         labels = labels.to(features.device)
@@ -112,7 +117,7 @@ class LAPT:
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * batches)
         self.losses = []
-        for _ in range(self.epochs):
+        for epoch in range(self.epochs):
             total = 0.0
             for rows in _batches(negative, self.batch_size, generator):
                 texts = self.prompts(known_tokens, negative_tokens)
@@ -122,6 +127,7 @@ class LAPT:
                 optimizer.step()
                 schedule.step()
                 total += float(loss.detach()) * len(rows)
+            require_finite_loss(total, epoch, self.learning_rate)
             self.losses.append(total / len(labels))
         return self
 

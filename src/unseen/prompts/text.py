@@ -125,7 +125,16 @@ def _encode(text: PromptableText, tokens: Tokens, context: Tensor) -> Tensor:
 def initial_context(
     text: PromptableText, context: str | int, *, generator: torch.Generator, scale: float = 0.02
 ) -> Tensor:
-    """(L, W) float32 context vectors to start from: the words of a text, or L draws of N(0, scale^2)."""
+    """(L, W) float32 context vectors to start from: the words of a text, or L draws of N(0, scale^2).
+
+    Raises `InputError` for an encoder that takes no token embeddings, an empty text, and L below 1.
+    """
+    if not isinstance(text, PromptableText):
+        raise InputError(
+            f"encoder {type(text).__name__}",
+            "takes no token embeddings, which learnt prompts are",
+            "Make it take them: unseen.prompts.promptable(encoder).",
+        )
     if isinstance(context, str):
         if not context.strip():
             raise InputError("context", "is an empty text", 'Give words such as "a photo of a", or a number.')

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from unseen.averaging.local_mean_teacher import LocalMeanTeacher
-from unseen.errors import InputError
+from unseen.errors import InputError, TrainingDiverged
 from unseen.prompts.base_to_new import BaseToNew, Judgement
 from unseen.prompts.features import check_labels, features_of
 from unseen.prompts.learnt import LearntPrompts
@@ -60,6 +60,8 @@ class PromptTuner:
         for name, count in (("epochs", epochs), ("batch_size", batch_size)):
             if count < 1:
                 raise InputError(name, f"is {count}", "Give a whole number from 1.")
+        if not 0 < learning_rate < math.inf:
+            raise InputError("learning_rate", f"is {learning_rate}", "Give a positive number, such as 0.002.")
         if not 0 <= distillation < math.inf:
             raise InputError("distillation", f"is {distillation}", "Give 0 or a positive number.")
         self.clip, self.regularizer, self.teacher = clip, regularizer, teacher
@@ -80,6 +82,7 @@ class PromptTuner:
 
         judge          base and new classes to be judged by; it decides nothing
         judged_epochs  epochs (from 1) after which that happens; None: the last alone
+        Raises `InputError` for what cannot be learnt from, `TrainingDiverged` for a loss that is not finite.
         """
         features = features_of(self.clip, images)
         labels = check_labels("labels", labels.to(features.device), len(features), len(self.class_names))
@@ -126,6 +129,7 @@ class PromptTuner:
                     loss.backward(inputs=trained)  # no gradient is left in the CLIP
                     optimizer.step()
                     total += float(loss.detach()) * len(rows)
+                require_finite_loss(total, epoch, self.learning_rate)
                 if self.teacher is not None:
                     self.teacher.observe(epoch, self.prompts, None)
                 judged = judge(self.prompts) if judge is not None and epoch + 1 in last else None
@@ -177,3 +181,11 @@ class PromptTuner:
                     f"hold {name!r}, a new class that the tuner is judged by",
                     "Give names independent of it, or allow the leak with knows_judged_names=True.",
                 )
+
+
+def require_finite_loss(loss: float, epoch: int, learning_rate: float) -> None:
+    """Raise `TrainingDiverged` for a sum of losses of an epoch (from 0) that is not finite."""
+    if not math.isfinite(loss):
+        raise TrainingDiverged(
+            f"the loss is {loss} in epoch {epoch + 1}: lower learning_rate={learning_rate}"
+        )
