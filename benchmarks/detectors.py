@@ -102,8 +102,8 @@ def _beside_pytorch_ood(train: Bank, queries: Bank) -> list[dict[str, Any]]:
         ours, fit = detectors.build(spec), getattr(theirs, f"fit_{read}")
         if type(theirs).requires_fit:
             fitted = [
-                _seconds(lambda o=ours: o.fit(train)),
-                _seconds(lambda f=fit, d=data: f(d, train.labels)),
+                _seconds(lambda o=ours: o.fit(train), 2),
+                _seconds(lambda f=fit, d=data: f(d, train.labels), 2),
             ]
             rows.append(
                 _row(f"fit {spec}, beside pytorch-ood", *(seconds / len(train) for seconds in fitted))

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from unseen.detection.bank_parts import require_head, require_rows
+from unseen.detection.bank_parts import mean_feature, require_head, require_rows
 from unseen.detection.base import Detector, require_finite
 from unseen.errors import InputError
 from unseen.networks import Bank
@@ -40,7 +40,7 @@ class DecisionBoundaries(Detector):
         apart = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
         # equal weights have no boundary between them: the difference of their logits is constant
         inverse = torch.where(apart > 1e-6 * apart.amax(), 1 / apart, 0)
-        mean = require_finite(bank.features, "features").double().mean(0)
+        mean = mean_feature(require_finite(bank.features, "features"))
         self.keep(bank, mean=mean.float(), inverse_distances=inverse.float())
         return self
 
@@ -75,7 +75,7 @@ class NeuralCollapse(Detector):
 
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
-        mean = require_finite(bank.features, "features").double().mean(0)
+        mean = mean_feature(require_finite(bank.features, "features"))
         self.keep(bank, mean=mean.float())
         return self
 

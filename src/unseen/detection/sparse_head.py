@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from unseen.detection.bank_parts import require_head, require_rows
+from unseen.detection.bank_parts import mean_feature, require_head, require_rows
 from unseen.detection.base import Detector, require_finite
 from unseen.errors import InputError
 from unseen.networks import Bank
@@ -38,7 +38,7 @@ class SparseHead(Detector):
 
     def fit(self, bank: Bank) -> Self:
         require_rows(bank)
-        mean = require_finite(bank.features, "features").double().mean(0)
+        mean = mean_feature(require_finite(bank.features, "features"))
         contribution = require_head(bank)[0].double() * mean
         threshold = np.quantile(contribution.cpu().numpy(), self.sparsity) if self.sparsity else -np.inf
         self.keep(bank, kept=contribution > threshold)
