@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -44,9 +46,14 @@ def evaluate(
     ("validation/chose"), and "NAME tuned" is scored beside NAME: what chose must not judge. "tuned" among the facts
     has the options.
     """
-    built = {name: detectors.build(name) for name in detector_names}
-    tried = {} if tuning is None else {name: candidates(name, tuning.draws) for name in tunable(built)}
-    observers = [*built.values(), *(each for some in tried.values() for each in some.values())]
+    tried = (
+        {} if tuning is None else {name: candidates(name, tuning.draws) for name in tunable(detector_names)}
+    )
+    built = {  # as given: the first of the candidates, where there are any
+        name: next(iter(tried[name].values())) if name in tried else detectors.build(name)
+        for name in detector_names
+    }
+    observers = _each_once(built.values(), *(some.values() for some in tried.values()))
     arrays: dict[str, np.ndarray] = {}
     records: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
@@ -59,13 +66,13 @@ def evaluate(
             half = choosing_half(data)
             arrays["validation/chose"] = half.numpy()
             inside = banks["validation"].take(half)
-            outside = make.of_inputs(_encoded(data, tuning.key, tuning.inputs(data.split)), observers)
+            outside = make.of_inputs(_encoded(data, "tuning", partial(tuning.inputs, data.split)), observers)
             facts["tuned"] = {}
             for name, some in tried.items():
                 choice = choose(some, banks["train"], inside, outside)
                 facts["tuned"][name] = choice.facts
                 built[f"{name} tuned"] = some[choice.spec]
-            observers = list(built.values())
+            observers = _each_once(built.values())
         banks["unseen"] = make.of("unseen", observers)
         for role in ROLES:
             arrays[f"{role}/rows"] = np.asarray(banks[role].ids)
@@ -76,7 +83,7 @@ def evaluate(
             if not len(banks["unseen"]):
                 del banks["unseen"]
             for other in unfamiliar:
-                stored = _encoded(data, other.name, other.inputs)
+                stored = _encoded(data, ("unfamiliar", other.name), partial(getattr, other, "inputs"))
                 banks[f"unfamiliar/{other.name}"] = make.of_inputs(stored, observers)
             if "train" not in banks and any(type(d).fit is not Detector.fit for d in observers):
                 banks["train"] = make.of("train", observers)
@@ -86,11 +93,14 @@ def evaluate(
     return records, arrays, facts
 
 
-def _encoded(data: TrainingData, name: str, inputs: Any) -> Any:
+def _each_once(*groups: Iterable[Detector]) -> list[Detector]:
+    return list(dict.fromkeys(chain(*groups)))
+
+
+def _encoded(data: TrainingData, key: object, inputs: Callable[[], Any]) -> Any:
     """Inputs of no role, which are encoded once for all networks."""
-    key = ("unfamiliar", name)
     if key not in data.remembered:
-        data.remembered[key] = data.preprocessing.encode(inputs)
+        data.remembered[key] = data.preprocessing.encode(inputs())
     return data.remembered[key]
 
 
