@@ -118,8 +118,8 @@ class TestRegularizer:
             c = chosen.generator(step.extra[None, closest], step.known[None, [y]], step.images[None, [i]])[0]
             total = total + (a - step.images[i]).square().sum() / 5 + (b - values).square().sum() / 15
             total = total + 0.25 * cross_entropy(20 * a @ step.known.T, step.labels[i]) / 5
-            total = total + 0.25 * cross_entropy(20 * b @ step.known.T, torch.tensor(near)) / 5
-            total = total + 0.5 * cross_entropy(20 * c @ step.extra.T, closest) / 5
+            total = total + 0.25 / 3 * cross_entropy(20 * b @ step.known.T, torch.tensor(near)) / 5
+            total = total + 0.5 / 3 * cross_entropy(20 * c @ step.extra.T, closest) / 5
         torch.testing.assert_close(found, total, rtol=1e-4, atol=1e-5)
 
     def test_the_warm_up_gives_the_prompt_no_gradient(self, start):

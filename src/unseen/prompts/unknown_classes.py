@@ -47,8 +47,8 @@ class UnknownClassRegularizer(PromptRegularizer):
     (C) of the k unknown names nearest to the class, and trains prompt and generator on them.
 
     First `warm_up` of the epochs: the generator alone, D (MSE_A + MSE_B). Then D (MSE_A + MSE_B)
-    + (CE_A + CE_B) / 4 + CE_C / 2 + CE of the real images / 4, as the released code weighs them, with D the size
-    of the space: D times a mean over it is the squared distance. The released code's MSE after the warm-up is
+    + CE_A / 4 + CE_B / (4 k) + CE_C / (2 k) + CE of the real images / 4, as the released code weighs these means, with
+    D the size of the space: D times a mean over it is the squared distance. The released code's MSE after the warm-up is
     to a second pass that differs in dropout alone; here it stays that to real features.
 
     unknown_names       of classes without images; independent of those that the tuner is judged by
@@ -126,11 +126,12 @@ class UnknownClassRegularizer(PromptRegularizer):
             return distance
         unknown = self.nearest_unknown[step.labels]
         made_unknown = self.generator(step.extra[unknown], step.known[own], image)
+        k = self.generator.k
         return (
             distance
             + 0.25 * _cross_entropy(step.scale, made, step.known, own)
-            + 0.25 * _cross_entropy(step.scale, made_near, step.known, near)
-            + 0.5 * _cross_entropy(step.scale, made_unknown, step.extra, unknown)
+            + 0.25 / k * _cross_entropy(step.scale, made_near, step.known, near)
+            + 0.5 / k * _cross_entropy(step.scale, made_unknown, step.extra, unknown)
             + 0.25 * step.cross_entropy
         )
 
