@@ -46,9 +46,9 @@ class UnknownClassRegularizer(PromptRegularizer):
     """Makes features (A) of the image's class from its k neighbours, (B) of the neighbours from the image, and
     (C) of the k unknown names nearest to the class, and trains prompt and generator on them.
 
-    First `warm_up` of the epochs: the generator alone, D (MSE_A + MSE_B). Then D (MSE_A + MSE_B)
-    + CE_A / 4 + CE_B / (4 k) + CE_C / (2 k) + CE of the real images / 4, as the released code weighs these means, with
-    D the size of the space: D times a mean over it is the squared distance. The released code's MSE after the warm-up is
+    First `warm_up` of the epochs: the generator alone, D (MSE_A + MSE_B). Then D (MSE_A + MSE_B) + CE_A / 4
+    + CE_B / (4 k) + CE_C / (2 k) + CE of the real images / 4, as the released code weighs these means, with D the
+    size of the space: D times a mean over it is the squared distance. The released code's MSE after the warm-up is
     to a second pass that differs in dropout alone; here it stays that to real features.
 
     unknown_names       of classes without images; independent of those that the tuner is judged by
