@@ -174,7 +174,9 @@ def reproduce(
         int | None, typer.Option(help="Seeds, at least 3; default the reproduction's own.")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Run at the paper's own scale.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of measurements.")] = Path("runs/reproductions"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of measurements.")] = Path(
+        "runs/reproductions"
+    ),
     record: Annotated[
         Path | None, typer.Option(help="Also write the record (JSON, plot) to this folder.")
     ] = None,

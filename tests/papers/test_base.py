@@ -92,6 +92,7 @@ def test_verdict_of_the_whole():
     failed_control = replace(GAINS, at_least=0.3, control=True).judge(rows)
     assert verdict([holds, holds, reported, control]) == "holds"
     assert verdict([fails, reported, control]) == "refuted"
+    assert verdict([reported, control]) == "no claim is judged"
     assert verdict([holds, fails, control]) == "holds in part (1 of 2 claims)"
     assert verdict([holds, fails, fails, control]) == "refuted in part (2 of 3 claims)"
     assert verdict([holds, control, failed_control]) == "in doubt: a control failed"
@@ -175,6 +176,19 @@ def test_scales_are_kept_apart(toy, tmp_path):
     outcome = reproduce("toy", folder=tmp_path, scale="full")
     assert [scale for *_, scale in toy.calls] == ["laptop"] * 6 + ["full"] * 6
     assert outcome.scale == "full" and len(outcome.table) == 6
+
+
+def test_a_full_run_leaves_out_claims_on_what_it_does_not_measure(toy, tmp_path):
+    toy.units = lambda self, scale: ["method"] if scale == "full" else ["plain", "method"]
+    toy.plot = lambda self, table: table.set_index("condition").loc["plain"]
+    outcome = reproduce("toy", folder=tmp_path, scale="full")
+    assert outcome.unmeasured == ("gains",) and [j.claim.name for j in outcome.judgements] == ["method"]
+    assert outcome.verdict == "no claim is judged"
+    written = json.loads(record(outcome, tmp_path / "docs").read_text())
+    assert written["unmeasured"] == ["gains"] and not (tmp_path / "docs" / "99-toy.svg").exists()
+    toy.units = lambda self, scale: ["method"]
+    with pytest.raises(KeyError):  # at a laptop's scale it is a mistake
+        reproduce("toy", folder=tmp_path / "other")
 
 
 def test_killed_in_the_middle_finished_units_are_kept(toy, tmp_path):

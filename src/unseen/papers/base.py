@@ -164,6 +164,8 @@ def verdict(judgements: list[Judgement]) -> str:
         return "in doubt: a control failed"
     holding = sum(j.verdict == "holds" for j in judged if not j.claim.control)
     total = sum(not j.claim.control for j in judged)
+    if total == 0:
+        return "no claim is judged"
     if holding == total:
         return "holds"
     if holding == 0:

@@ -29,7 +29,10 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The tidy table (seed, condition, metric, value), a judgement a claim, and the verdict."""
+    """The tidy table (seed, condition, metric, value), a judgement a claim, and the verdict.
+
+    `unmeasured` names claims that ask for what the scale does not measure: a laptop's controls, for example.
+    """
 
     name: str
     reproduction: Reproduction
@@ -37,6 +40,7 @@ class Outcome:
     judgements: list[Judgement]
     scale: Scale
     seconds: float
+    unmeasured: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -71,6 +75,7 @@ class Outcome:
                 }
                 for j in self.judgements
             ],
+            "unmeasured": list(self.unmeasured),
             "conditions": {c.name: {"role": c.role, "note": c.note} for c in self.reproduction.conditions},
             "metrics": dict(self.reproduction.metrics),
             "rows": self.table.to_dict("records"),
@@ -119,24 +124,48 @@ def reproduce(
         if report is not None:
             report("done", len(work), len(work))
         table, seconds = kept.table(work)
-    judgements = [claim.judge(table) for claim in reproduction.claims]
-    return Outcome(name, reproduction, table, judgements, scale, seconds)
+    judgements, unmeasured = _judge(reproduction, table, scale)
+    return Outcome(name, reproduction, table, judgements, scale, seconds, unmeasured)
+
+
+def _judge(
+    reproduction: Reproduction, table: pd.DataFrame, scale: Scale
+) -> tuple[list[Judgement], tuple[str, ...]]:
+    judgements, unmeasured = [], []
+    for claim in reproduction.claims:
+        try:
+            judgement = claim.judge(table)
+        except LookupError:  # a condition or metric that the table lacks
+            if scale != "full":
+                raise
+            unmeasured.append(claim.name)
+        else:
+            judgements.append(judgement)
+    return judgements, tuple(unmeasured)
 
 
 def record(outcome: Outcome, folder: str | Path) -> Path:
-    """Write NN-name.json and NN-name.svg; returns the JSON's path."""
+    """Write NN-name.json and NN-name.svg; returns the JSON's path.
+
+    A plot that shows what a full run has not measured is left out.
+    """
     from matplotlib import rc_context
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{outcome.reproduction.card.number:02d}-{outcome.name}"
-    figure = outcome.reproduction.plot(outcome.table)
     plot, text = folder / f".{stem}.svg", folder / f".{stem}.json"
-    with rc_context({"svg.hashsalt": stem}):  # the same outcome gives the same file
-        figure.savefig(plot, bbox_inches="tight", metadata={"Date": None})
+    try:
+        figure = outcome.reproduction.plot(outcome.table)
+    except LookupError:
+        if not outcome.unmeasured:
+            raise
+    else:
+        with rc_context({"svg.hashsalt": stem}):  # the same outcome gives the same file
+            figure.savefig(plot, bbox_inches="tight", metadata={"Date": None})
+        os.replace(plot, folder / f"{stem}.svg")
     text.write_text(json.dumps(outcome.to_json(), indent=1) + "\n", encoding="utf-8")
-    for temporary in (plot, text):
-        os.replace(temporary, folder / temporary.name.removeprefix("."))
+    os.replace(text, folder / f"{stem}.json")
     return folder / f"{stem}.json"
 
 

@@ -36,6 +36,9 @@ def print_outcome(outcome: Any, console: Console) -> None:
         )
     console.print()
     console.print(_claims(outcome))
+    if outcome.unmeasured:
+        unmeasured = ", ".join(outcome.unmeasured)
+        console.print(f"not measured at {outcome.scale} scale: {escape(unmeasured)}", highlight=False)
     console.print()
     seeds = count(outcome.table.seed.nunique(), "seed")
     colour = _COLOURS.get(outcome.verdict, "yellow")

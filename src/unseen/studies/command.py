@@ -66,7 +66,14 @@ def run(
     batch_size: Annotated[int, typer.Option(help="Examples a domain and step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
-    schedule: Annotated[str, typer.Option(help="Learning rate: constant or cosine.")] = "constant",
+    optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
+    schedule: Annotated[str, typer.Option(help="Learning rate: constant, linear or cosine.")] = "constant",
+    layer_decay: Annotated[
+        float, typer.Option(help="Rate of each layer, as a factor of that of the layer above.")
+    ] = 1.0,
+    layers: Annotated[
+        str, typer.Option(help="Layers to train, from inputs to head: ':' all, '-1' the head, '0' the first.")
+    ] = ":",
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Evaluations without progress before a run stops.")
@@ -104,7 +111,9 @@ def run(
     accelerator: Annotated[str, typer.Option(help="cpu, gpu, mps, ... (Lightning Fabric).")] = "auto",
     devices: Annotated[int, typer.Option(help="Devices of one training run (DDP).")] = 1,
     precision: Annotated[str, typer.Option(help="32-true, 16-mixed, bf16-mixed, 64-true.")] = "32-true",
-    out: Annotated[Path | None, typer.Option(help="Folder of results; default runs/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of results; default runs/NAME.")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Train learners, judge them on domains they have not seen, write a report and a model to deploy."""
@@ -152,7 +161,10 @@ def run(
             batch_size=batch_size,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
+            optimizer=optimizer,
             schedule=schedule,
+            layer_decay=layer_decay,
+            layers=layers,
             clip=clip,
             patience=patience,
             near=near or (),
