@@ -40,6 +40,8 @@ class LAPT:
     cross_modal  alpha of Beta(alpha, alpha) for image and text of one label; 0 leaves the images as they are
     beta         weight of the second term; 0 leaves it out
     alpha        of Beta(alpha, alpha) for image pairs of the second term
+    The released code draws a template for each image, and takes min(lambda, 1 - lambda) for the image's share: more
+    text than image. Here, as the paper has it, either may have more.
     """
 
     def __init__(
