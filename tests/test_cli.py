@@ -151,6 +151,17 @@ def test_a_built_in_shift_with_options_and_a_learner_with_options(command, tmp_p
     }
 
 
+def test_part_of_a_network_is_tuned_with_rates_by_layer(command, tmp_path):
+    said = command(
+        "run", "gaussian-shift(domains=3, size=60)", "--steps", 5, "--seeds", 1, "--learners", "erm", "--layers=-1",
+        "--optimizer", "sgd", "--layer-decay", 0.7, "--schedule", "linear", "-o", tmp_path / "o",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    chosen = json.loads((tmp_path / "o" / "report.json").read_text())["choice"]["learner"]
+    given = {"layers": "-1", "optimizer": "sgd", "layer_decay": 0.7, "schedule": "linear"}
+    assert given.items() <= chosen.items()
+
+
 OBJECTIVE = """
 import torch
 from unseen.objectives import Loss, Objective
