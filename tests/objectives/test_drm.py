@@ -104,7 +104,7 @@ def test_variants_keep_the_contract(spec):
     assert check_objective(spec).facts["vmap"] is True
 
 
-@pytest.mark.parametrize("base", ["mixup", "divdis", "d-bat", "jtt"])
+@pytest.mark.parametrize("base", ["mixup", "divdis", "d-bat", "jtt", "oe"])
 def test_a_base_that_does_more_than_add_a_penalty_is_refused(base):
     with pytest.raises(InputError, match=f"base '{base}' of drm"):
         DRM(base=base)

@@ -85,10 +85,11 @@ def _check_base(base: Objective, name: str) -> None:
         for hook in ("make_network", "prepare", "draw", "change", "begin", "finish")
         if getattr(type(base), hook) is not getattr(Objective, hook)
     ]
-    if changed or base.needs_unlabelled:
+    if base.needs_unlabelled or base.needs_outliers:
+        changed.append("it reads examples without labels or outliers")
+    if changed:
         raise InputError(
             f"base {name!r} of drm",
-            "does more than add to the loss of features and head"
-            + (f" ({', '.join(changed)})" if changed else " (it reads examples without labels)"),
+            f"does more than add to the loss of features and head ({', '.join(changed)})",
             "Choose a penalty, such as coral, vrex or irm.",
         )
