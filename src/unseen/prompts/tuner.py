@@ -91,7 +91,9 @@ class PromptTuner:
         tokens = self.clip.embed_tokens([*self.class_names, *extra])
         if self.regularizer is not None:
             zero_shot = encode_names(self.clip, [*self.class_names, *extra], (TEMPLATE,))
-            self.regularizer.to(features.device).setup(PromptStart(features, labels, zero_shot, len(self.class_names)))
+            self.regularizer.to(features.device).setup(
+                PromptStart(features, labels, zero_shot, len(self.class_names))
+            )
         if self.teacher is not None:
             self.teacher.setup(steps=self.epochs)
         trained = [self.prompts.context]
