@@ -61,14 +61,14 @@ class NearestNeighbours(Detector):
         if nowhere.all():
             raise InputError("features", "all have norm zero", "Check the network: they say nothing.")
         _tell(nowhere, "they are not kept")
-        features = features[~nowhere]
-        if self.k is not None and not 1 <= self.k <= len(features):
+        rows = (~nowhere).nonzero().flatten()
+        if self.k is not None and not 1 <= self.k <= len(rows):
             raise InputError(
-                "k", f"is {self.k} with {len(features)} training features", "Choose k within the bank."
+                "k", f"is {self.k} with {len(rows)} training features", "Choose k within the bank."
             )
-        if len(features) > self.largest:
-            features = features[torch.linspace(0, len(features) - 1, self.largest).long()]
-        self.keep(bank, bank=normalize(features, dim=1))
+        if len(rows) > self.largest:
+            rows = rows[torch.linspace(0, len(rows) - 1, self.largest).long()]
+        self.keep(bank, bank=normalize(features[rows], dim=1))
         return self
 
     def score(self, bank: Bank) -> Tensor:
