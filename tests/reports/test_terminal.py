@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from unseen.reports.terminal import MOST_ROWS, print_summary
+from unseen.studies.plan import DETECTORS
 
 
 def printed(results, width):
@@ -51,6 +52,14 @@ def test_many_rows_show_the_choice_by_domain_and_all_averages(run_study, make_sh
     assert text.count("→") == MOST_ROWS // 2 + 1 and text.count("a rather") > MOST_ROWS // 2
     table = text[: text.index("Other learners by domain: see the report")]
     assert len([line for line in table.splitlines() if "%" in line]) - 1 == MOST_ROWS // 2 + 2
+
+
+def test_detectors_that_were_asked_for_are_shown(run_study, make_shift):
+    results, _ = run_study(make_shift(), seeds=1, steps=1, detectors=["msp", "gen"])
+    table = printed(results, 80).split("AUROC, 95 %")[1]
+    assert "(shifted)" in table and "gen" in table and "msp" in table
+    results, _ = run_study(make_shift(), seeds=1, steps=1, detectors=DETECTORS)
+    assert "AUROC" not in printed(results, 80)
 
 
 def test_names_are_no_markup(run_study, make_shift):

@@ -55,6 +55,9 @@ def test_estimates_and_familiarity_are_those_of_the_stored_outputs(searched):
     assert estimates["cot"] == pytest.approx(np.mean(expected["cot"]), abs=1e-6)
     familiarity = searched.familiarity.set_index("detector")
     assert familiarity.auroc["knn"] == pytest.approx(np.mean(expected["auroc"]))
+    assert (familiarity.auroc_low < familiarity.auroc).all() and (
+        familiarity.auroc < familiarity.auroc_high
+    ).all()
     assert set(familiarity.index) == {"msp", "knn"}
 
 

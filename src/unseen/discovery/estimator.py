@@ -14,6 +14,7 @@ from unseen.detection.base import require_finite
 from unseen.discovery.number_of_classes import NumberOfClasses, estimate_num_classes
 from unseen.errors import InputError, TrainingDiverged, UnseenWarning
 from unseen.networks import Bank
+from unseen.networks.modes import evaluating
 from unseen.networks.prototypes import PrototypeBank
 from unseen.objectives.protogcd import UNLABELLED, ProtoGCDLoss
 from unseen.objectives.views import two_views
@@ -170,12 +171,9 @@ class GeneralizedCategoryDiscovery:
         return Bank(features, features @ vectors.T / self.objective.temperature)
 
     def _encoded(self, x: Inputs) -> Tensor:
-        training = self.encoder.training
-        self.encoder.eval()
         blocks = torch.arange(_length(x)).split(BLOCK)
-        found = [self.encoder(_rows(x, rows, self.device)).float().cpu() for rows in blocks]
-        self.encoder.train(training)
-        return torch.cat(found)
+        with evaluating(self.encoder):
+            return torch.cat([self.encoder(_rows(x, rows, self.device)).float().cpu() for rows in blocks])
 
     def _train(self, x: Inputs, y: Tensor, weight: Tensor) -> None:
         decayed = [p for p in self.model.parameters() if p.requires_grad and p.dim() > 1]

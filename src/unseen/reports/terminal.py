@@ -12,6 +12,7 @@ from rich.table import Table
 
 from unseen.reports.headline import headline
 from unseen.reports.notation import bounds, decimal, percent, points, shortened
+from unseen.studies.plan import DETECTORS
 from unseen.studies.results import Results
 
 MOST_ROWS = 24
@@ -45,7 +46,8 @@ def print_summary(results: Results, console: Console) -> None:
     console.print(_table(results, console.width))
     if len(results.table) > MOST_ROWS:
         console.print("[dim]Other learners by domain: see the report.[/]")
-    if results.plan.get("unfamiliar"):
+    asked_for = set(results.detectors) not in (set(), set(DETECTORS))
+    if results.plan.get("unfamiliar") or asked_for:
         console.print()
         table, left_out = _unfamiliar(results, console.width)
         console.print(table)

@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
 from unseen.detection.base import Detector, require_finite
-from unseen.detection.metrics import ood_metrics
+from unseen.detection.metrics import delong_interval, ood_metrics
 from unseen.errors import InputError
 from unseen.measures.arrays import as_array
 from unseen.measures.linear_probe import LinearProbe
@@ -32,6 +32,8 @@ Labelled = tuple[Any, Any]
 
 COLUMNS = (
     "auroc",
+    "auroc_low",
+    "auroc_high",
     "fpr95",
     "separability",
     "separability_ood",
@@ -47,9 +49,10 @@ DETECTORS = ("msp", "max-logit", "energy", "knn(k=10)", "mahalanobis", "ssd")
 class OverlapReport:
     """What `pretraining_overlap_report` found.
 
-    table         a row a backbone, detector and unfamiliar set (`ood`): `uses_head`, `auroc` and `fpr95` (ties count
-                  one half; see `ood_metrics`), `separability`, `separability_ood`, `id_vs_ood` and `few_shot` (see
-                  `Separability`), and the probe's `id_accuracy` and `id_loss` (cross-entropy, nats)
+    table         a row a backbone, detector and unfamiliar set (`ood`): `uses_head`, `auroc` (ties count one half)
+                  with DeLong's 95 % bounds, `fpr95` (see `ood_metrics`), `separability`, `separability_ood`,
+                  `id_vs_ood` and `few_shot` (see `Separability`), and the probe's `id_accuracy` and `id_loss`
+                  (cross-entropy, nats)
     correlations  see `separability_correlations`
     """
 
@@ -155,10 +158,11 @@ def _of_backbone(
         bank = _bank(features, train[1], None, fitted)
         found = _separability(familiar.features, test[1], features, unfamiliar[ood][1], shots, seed)
         for spec, detector in built.items():
-            metrics = ood_metrics(detector.score(familiar), detector.score(bank), confidence=None)
+            scores = detector.score(familiar), detector.score(bank)
+            metrics, (low, high) = ood_metrics(*scores, confidence=None), delong_interval(*scores)
             rows.append({
                 "detector": spec, "uses_head": detector.needs_logits, "ood": ood,
-                "auroc": metrics.auroc, "fpr95": metrics.fpr95,
+                "auroc": metrics.auroc, "auroc_low": low, "auroc_high": high, "fpr95": metrics.fpr95,
                 "separability": found.classes, "separability_ood": found.unfamiliar,
                 "id_vs_ood": found.id_vs_ood, "few_shot": found.few_shot, **quality,
             })  # fmt: skip

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from scipy.special import softmax
 
-from unseen.detection.metrics import ood_metrics, oscr
+from unseen.detection.metrics import delong_interval, ood_metrics, oscr
 from unseen.errors import InputError
 from unseen.measures.accuracy_estimates import agreement, estimate_accuracy
 from unseen.measures.coverage import aurc, threshold_at_coverage
@@ -367,8 +367,9 @@ class Results:
 
     @cached_property
     def familiarity(self) -> pd.DataFrame:
-        """Detectors on the chosen method's cells: a row a (detector, unseen domain) with auroc, fpr95, accepted
-        share at a coverage of 95 % of ID validation, accuracy of what was accepted, and aurc, averaged over seeds."""
+        """Detectors on the chosen method's cells: a row a (detector, unseen domain) with auroc and its 95 % bounds
+        (DeLong, of examples), fpr95, accepted share at a coverage of 95 % of ID validation, accuracy of what was
+        accepted, and aurc; all averaged over seeds."""
         records = []
         for domain in self.unseen_domains:
             for known, new in self._chosen_runs(domain):
@@ -377,8 +378,9 @@ class Results:
                     inside = known[f"score/{name}"][known["judges"]]
                     separation = _separation(inside, new[f"score/{name}"], correct)
                     records.append({"detector": name, "domain": domain, **separation})
-        columns = ["detector", "domain", "auroc", "fpr95", "accepted", "accuracy of accepted", "aurc"]
-        return pd.DataFrame(records, columns=columns).groupby(columns[:2]).mean().reset_index()
+        measured = ["auroc", "auroc_low", "auroc_high", "fpr95", "accepted", "accuracy of accepted", "aurc"]
+        frame = pd.DataFrame(records, columns=["detector", "domain", *measured])
+        return frame.groupby(["detector", "domain"]).mean().reset_index()
 
     @cached_property
     def unfamiliar(self) -> pd.DataFrame:
@@ -526,10 +528,12 @@ class Results:
 
 def _separation(known: np.ndarray, new: np.ndarray, correct: np.ndarray) -> dict[str, float]:
     """How well scores tell an unseen domain from ID validation, and its right predictions from its wrong ones."""
-    found = ood_metrics(known, new, confidence=None)
+    found, (low, high) = ood_metrics(known, new, confidence=None), delong_interval(known, new)
     accepted = new >= threshold_at_coverage(known, COVERAGE)
     return {
         "auroc": found.auroc,
+        "auroc_low": low,
+        "auroc_high": high,
         "fpr95": found.fpr95,
         "accepted": float(accepted.mean()),
         "accuracy of accepted": float(correct[accepted].mean()) if accepted.any() else np.nan,
