@@ -68,9 +68,8 @@ def average_precision(
         judge.params.maxDets = [100]
         judge.evaluate()
         judge.accumulate()
-    precision = judge.eval["precision"][
-        ..., 0, 0
-    ]  # overlaps x recalls x classes; -1 for a class without a box
+    # overlaps x recalls x classes; -1 for a class without a box
+    precision = judge.eval["precision"][..., 0, 0]
     per_class = precision[:, :, (precision > -1).all((0, 1))]
     return {"AP": float(np.mean(per_class)), "AP50": float(np.mean(per_class[0]))}
 
