@@ -62,11 +62,25 @@ def test_one_file_and_its_type(models, tmp_path):
     assert os.listdir(out.parent) == ["out.safetensors"]
 
 
-def test_stretches_of_long_tensors_are_put_together(models, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["linear", "slerp"])
+def test_stretches_of_long_tensors_are_put_together(method, models, tmp_path, monkeypatch):
     monkeypatch.setattr("unseen.merging.plan.STRETCH", 7)
     states, paths = models
-    out = merge_to_disk(Recipe.of([paths["a"], paths["b"]], "linear"), tmp_path / "out")
-    assert same(read(out), merge([states["a"], states["b"]], "linear"))
+    out = merge_to_disk(Recipe.of([paths["a"], paths["b"]], method), tmp_path / "out")
+    expected, found = merge([states["a"], states["b"]], method), read(out)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_nan_is_found_in_the_look_at_all_stretches(models, write_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("unseen.merging.plan.STRETCH", 7)
+    states, paths = models
+    name, value = next((n, v) for n, v in states["b"].items() if v.numel() > 14)
+    value.view(-1)[-1] = torch.nan
+    broken = write_model(tmp_path / "broken", states["b"])
+    with pytest.raises(InputError, match=f"tensor '{name}' of .*has NaN"):
+        merge_to_disk(Recipe.of([paths["a"], broken], "slerp"), tmp_path / "out")
 
 
 class Killed(BaseException):

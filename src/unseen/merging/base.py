@@ -8,7 +8,8 @@ A method is registered with `unseen.registry.merging` and has the form
 than once, but each walk may read from disk. `base` is what the models were tuned from: without a default it is
 needed, with one it is optional, left out it is not used. `generator` is given to methods that draw. Options
 annotated `PerModel` are one number for all models or one a model; others are the same for all models. A method
-marked `elementwise` is called with stretches of flattened tensors when it streams.
+marked `elementwise` is called with stretches of flattened tensors when it streams; so is one marked `after_a_look`,
+with what a first pass over all stretches has found.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from unseen.registry import Entry, Spec, merging
 
 PerModel = float | Sequence[float]
 
-CONTEXT = ("tensors", "base", "generator", "fisher")
+CONTEXT = ("tensors", "base", "generator", "fisher", "seen")
 """What a merge gives to a method; everything else is an option."""
+STRETCH = 1 << 18
+"""Numbers that are merged at a time where that is possible: 3 MB for two models in float32, which caches hold.
+Measured: reads, arithmetic and writes of 2^18 numbers take 0.83 times as long as those of 2^20."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,16 @@ class Method:
             getattr(self.entry.target, "elementwise", False) and options.get("sparsifier", "none") == "none"
         )
 
+    @property
+    def look(self) -> Callable[[Iterable[tuple[Sequence[Tensor], Tensor]]], Any] | None:
+        """What must see all stretches (tensors, base) before the method, which gets the result as `seen`."""
+        return getattr(self.entry.target, "look", None)
+
+    @property
+    def streams(self) -> bool:
+        """Whether tensors can be merged a stretch at a time."""
+        return self.elementwise or self.look is not None
+
     def option_names(self) -> list[str]:
         return [name for name in self.entry.options() if name not in CONTEXT]
 
@@ -99,6 +113,18 @@ def elementwise(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Mark a method that merges each number by itself (as far as it does not sparsify)."""
     method.elementwise = True  # type: ignore[attr-defined]
     return method
+
+
+def after_a_look(
+    look: Callable[[Iterable[tuple[Sequence[Tensor], Tensor]]], Any],
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Mark a method that merges each number by itself once it knows what `look` finds in the whole tensors."""
+
+    def mark(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        method.look = look  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 def per_model(name: str, value: PerModel, count: int) -> list[float]:

@@ -113,24 +113,26 @@ def merge_tensor(
     base: Read | None = None,
     fisher: Sequence[Read] = (),
     seed: int = 0,
+    seen: Any = None,
 ) -> Tensor:
     """The merged tensor in float32 (or float64); inputs are read when the method asks for them.
 
     Draws depend on (seed, name) alone, so that a merge that goes on after an interruption is the same.
     Raises `InputError` when an input or the result has NaN.
     """
-    context: dict[str, Any] = {}
-    check = not method.elementwise  # in a sum, NaN shows in the result: one look instead of one a model
+    context: dict[str, Any] = {} if seen is None else {"seen": seen}
+    # in a sum, NaN shows in the result: one look instead of one a model
+    check = seen is None and not method.elementwise
     if method.base != "unused":
-        context["base"] = None if base is None else _Inputs([base], name, check)[0]
+        context["base"] = None if base is None else Inputs([base], name, check)[0]
     if method.draws:
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         context["generator"] = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     if method.weighs_by_fisher:
-        context["fisher"] = _Inputs(fisher, name, check)
-    merged = method(_Inputs(tensors, name, check), **context)
+        context["fisher"] = Inputs(fisher, name, check)
+    merged = method(Inputs(tensors, name, check), **context)
     if _has_nan(merged):
-        list(_Inputs([*tensors, *([] if base is None else [base]), *fisher], name, check=True))
+        list(Inputs([*tensors, *([] if base is None else [base]), *fisher], name, check=True))
         raise InputError(
             f"tensor {name!r}", f"became NaN by method {method.name!r}", "Are there infinite weights?"
         )
@@ -204,7 +206,7 @@ def check_covers(diagonal: Checkpoint, model: Checkpoint) -> None:
             check_same_form(name, info, diagonal.tensors[name], model.label, diagonal.label)
 
 
-class _Inputs(Sequence[Tensor]):
+class Inputs(Sequence[Tensor]):
     """Tensors of one name, read at each access, in the precision of the arithmetic."""
 
     def __init__(self, reads: Sequence[Read], name: str, check: bool):

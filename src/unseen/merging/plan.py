@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unseen.errors import InputError
-from unseen.merging.base import Method
+from unseen.merging.base import STRETCH, Method
 from unseen.merging.checkpoints import (
     Checkpoint,
     TensorInfo,
@@ -21,6 +21,7 @@ from unseen.merging.checkpoints import (
     open_checkpoint,
 )
 from unseen.merging.memory import (
+    Inputs,
     Read,
     check_covers,
     check_fisher,
@@ -34,11 +35,6 @@ from unseen.merging.recipe import Parameters, Recipe, Slice, Source, evaluate
 
 FIRST = ("emb", "wte", "wpe", "cls_token")
 """Tensors outside the layers whose names hold one of these come from the first slice; others from the last."""
-
-
-STRETCH = 1 << 18
-"""Numbers that an elementwise method merges at a time: 3 MB for two models in float32, which caches hold.
-Measured: reads, arithmetic and writes of 2^18 numbers take 0.83 times as long as those of 2^20."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +68,23 @@ class Job:
 
     def run(self, seed: int) -> Iterator[Tensor]:
         """The tensor, in stretches where the method allows it: these stay in the processor's cache."""
-        if self.method is None or not self.method.elementwise:
+        if self.method is None or not self.method.streams:
             yield self._merge(None, seed)
             return
-        for first in range(0, self.info.count, STRETCH):
-            yield self._merge((first, min(first + STRETCH, self.info.count)), seed)
+        ends = range(0, self.info.count, STRETCH)
+        stretches = [(first, min(first + STRETCH, self.info.count)) for first in ends]
+        seen = None if self.method.look is None else self.method.look(map(self._checked, stretches))
+        for stretch in stretches:
+            yield self._merge(stretch, seed, seen)
 
-    def _merge(self, stretch: tuple[int, int] | None, seed: int) -> Tensor:
+    def _checked(self, stretch: tuple[int, int]) -> tuple[Sequence[Tensor], Tensor]:
+        """A stretch of the tensors and of the base. Raises `InputError` for NaN."""
+        assert self.base is not None
+        readers = [part.reader(stretch) for part in (self.base, *self.parts)]
+        base, *others = Inputs(readers, self.name, check=True)
+        return others, base
+
+    def _merge(self, stretch: tuple[int, int] | None, seed: int, seen: Any = None) -> Tensor:
         if self.method is None:
             return self.parts[0].reader(stretch)()[0]
         merged = merge_tensor(
@@ -88,6 +94,7 @@ class Job:
             base=None if self.base is None else self.base.reader(stretch),
             fisher=[part.reader(stretch) for part in self.fisher],
             seed=seed,
+            seen=seen,
         )
         return in_type(merged, self.info.dtype, self.name)
 

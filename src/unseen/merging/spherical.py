@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from unseen.errors import InputError
-from unseen.merging.base import PerModel, at_least, check_share, only_other, per_model
+from unseen.merging.base import STRETCH, PerModel, after_a_look, at_least, check_share, only_other, per_model
 from unseen.registry import merging
 
 COLLINEAR = 0.9995
 """Cosine beyond which `slerp` takes the straight line, as mergekit does: the arc divides by a small sine."""
 
 
+def _cosine(stretches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> float:
+    """Of the base and the one other tensor, stretches of them summed in double precision; 0 when one is zero."""
+    products = [0.0, 0.0, 0.0]
+    for tensors, base in stretches:
+        a, b = base.reshape(-1), only_other(tensors, "slerp").reshape(-1)
+        for index, (left, right) in enumerate(((a, a), (b, b), (a, b))):
+            products[index] += float(torch.dot(left, right))
+    if min(products[:2]) < 1e-16:
+        return 0.0
+    return max(-1.0, min(1.0, products[2] / math.sqrt(products[0] * products[1])))
+
+
 @merging.register("slerp", summary="Great circle from one model to another", paper="Shoemake 1985")
-def slerp(tensors: Sequence[Tensor], base: Tensor, *, t: float = 0.5, extrapolate: bool = False) -> Tensor:
+@after_a_look(_cosine)
+def slerp(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    *,
+    t: float = 0.5,
+    extrapolate: bool = False,
+    seen: float | None = None,
+) -> Tensor:
     """[sin((1 - t) w) base + sin(t w) theta] / sin w, w the angle between the whole tensors; t = 0 is the base.
 
-    Nearly (anti)parallel tensors are interpolated linearly.
+    Nearly (anti)parallel tensors are interpolated linearly. `seen` is cos w, where these are stretches of them.
     """
     t = check_share("t", t, extrapolate)
     other = only_other(tensors, "slerp")
-    cosine = _cosine(base, other)
+    if seen is None:
+        pairs = zip(base.reshape(-1).split(STRETCH), other.reshape(-1).split(STRETCH), strict=True)
+        seen = _cosine(([theirs], ours) for ours, theirs in pairs)
+    cosine = seen
     if abs(cosine) > COLLINEAR:
         return (1 - t) * base + t * other
     angle = math.acos(cosine)
@@ -148,17 +171,6 @@ def karcher(tensors: Sequence[Tensor], *, max_iter: int = 10, tol: float = 1e-5)
         mean = size.cos() * mean + size.sin() / size * tangent
         mean = mean / torch.linalg.vector_norm(mean)
     return (norms.mean() * mean).reshape(shape)
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    """Of the whole tensors, stretches of them summed in double precision; 0 when one of them is zero."""
-    products = [0.0, 0.0, 0.0]
-    for x, y in zip(a.reshape(-1).split(1 << 20), b.reshape(-1).split(1 << 20), strict=True):
-        for index, (left, right) in enumerate(((x, x), (y, y), (x, y))):
-            products[index] += float(torch.dot(left, right))
-    if min(products[:2]) < 1e-16:
-        return 0.0
-    return max(-1.0, min(1.0, products[2] / math.sqrt(products[0] * products[1])))
 
 
 def _unit(x: Tensor, floor: float) -> Tensor:
