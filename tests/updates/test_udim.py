@@ -93,8 +93,7 @@ def test_domains_together_or_apart(problem, make_problem):
 
 def test_the_base_is_alone_in_the_warm_up(problem, make_problem):
     torch.testing.assert_close(problem.direction("udim(warmup_steps=1)"), make_problem().direction("sam"))
-    rule = make_problem().rule(f"udim({ACTIVE})")
-    loss = rule.step(problem.system, problem.batch)
+    loss = problem.rule(f"udim({ACTIVE})").step(problem.system, problem.batch)
     assert {"variance", "norm", "adversarial"} <= set(loss.parts)
 
 
