@@ -143,6 +143,8 @@ def _train_and_write(fabric: Any, path: Path, **options: Any) -> None:
     result = _train(fabric, progress=None, **options)
     if fabric.is_global_zero:
         torch.save(vars(result), path)
+    fabric.barrier()  # a process that leaves while another still talks to it makes that one abort
+    torch.distributed.destroy_process_group()
 
 
 def _train(
