@@ -1,7 +1,9 @@
 """What a training step of each method costs, in ERM steps, beside a straightforward implementation of it.
 
 CORAL's Gram matrix of B examples and its backward product alone are 7 % (2 x 64) and 14 % (8 x 32) of the MLP's ERM
-step: with the parting of a batch into domains that every penalty has, 1.2 is out of reach there.
+step: with the parting of a batch into domains that every penalty has, 1.2 is out of reach there. Sharpness-aware steps
+are two steps and a few passes over the weights; measured alone, with the weights in the cache, the MLP's are 2.03 (SAM)
+to 2.11 (ASAM).
 """
 
 from __future__ import annotations
