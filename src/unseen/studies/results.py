@@ -14,11 +14,9 @@ import pandas as pd
 import torch
 from scipy.special import softmax
 
-from unseen.detection.metrics import delong_interval, ood_metrics, oscr
 from unseen.errors import InputError
 from unseen.measures.accuracy_estimates import agreement, estimate_accuracy
-from unseen.measures.coverage import aurc, threshold_at_coverage
-from unseen.registry import Spec
+from unseen.studies import detector_tables
 from unseen.studies.plan import Rule
 from unseen.studies.select import PEEKS, select
 from unseen.studies.statistics import (
@@ -33,13 +31,6 @@ from unseen.training import Learner
 
 PLAIN = "erm"
 """The learner that other learners' robustness is measured against."""
-
-_SEPARATION = (
-    "auroc", "auroc_low", "auroc_high", "aupr_in", "aupr_out", "fpr95", "fpr95_low", "fpr95_high",
-)  # fmt: skip
-
-COVERAGE = 0.95
-"""Share of ID validation that the threshold accepts at which detectors are compared."""
 
 
 @dataclass(frozen=True)
@@ -347,7 +338,7 @@ class Results:
                 estimate_accuracy(
                     softmax(known["logits"], 1), self.labels[known["rows"]], softmax(new["logits"], 1)
                 )
-                for known, new in self._chosen_runs(domain)
+                for known, new in self.chosen_runs(domain)
             ]
             values = pd.DataFrame(each).mean().to_dict()
             probabilities = self.probabilities(method, domain)
@@ -367,90 +358,28 @@ class Results:
 
     @cached_property
     def familiarity(self) -> pd.DataFrame:
-        """Detectors on the chosen method's cells: a row a (detector, unseen domain) with auroc and its 95 % bounds
-        (DeLong, of examples), fpr95, accepted share at a coverage of 95 % of ID validation, accuracy of what was
-        accepted, and aurc; all averaged over seeds."""
-        records = []
-        for domain in self.unseen_domains:
-            for known, new in self._chosen_runs(domain):
-                correct = new["logits"].argmax(1) == self.labels[new["rows"]]
-                for name in self.detectors:
-                    inside = known[f"score/{name}"][known["judges"]]
-                    separation = _separation(inside, new[f"score/{name}"], correct)
-                    records.append({"detector": name, "domain": domain, **separation})
-        measured = ["auroc", "auroc_low", "auroc_high", "fpr95", "accepted", "accuracy of accepted", "aurc"]
-        frame = pd.DataFrame(records, columns=["detector", "domain", *measured])
-        return frame.groupby(["detector", "domain"]).mean().reset_index()
+        """The chosen method's detectors on each unseen domain; see `detector_tables`."""
+        return detector_tables.familiarity(self)
 
     @cached_property
     def unfamiliar(self) -> pd.DataFrame:
-        """Detectors on the chosen method's runs, beside ID validation: a row a (set, detector) with its metrics.
-
-        Sets are the unseen domains together ("shifted": the same classes) and the study's near and far data.
-        Columns: set, nearness, detector, n (unfamiliar inputs a run), auroc, auroc_low, auroc_high (DeLong),
-        aupr_in, aupr_out, fpr95, fpr95_low, fpr95_high, oscr, aurc (of ID validation, the same for every set). All
-        are means over runs, the intervals' bounds too: they speak of examples, and are if anything too wide.
-        """
-        sets = [("unseen domains", "shifted", "unseen")]
-        sets += [
-            (u["name"], u["nearness"], f"unfamiliar/{u['name']}") for u in self.plan.get("unfamiliar", [])
-        ]
-        records = []
-        for cell in self.selected[self.selected.method == self.choice.method].cell:
-            rows, logits, unseen = self.arrays(cell, "validation/rows", "validation/logits", "unseen/rows")
-            judges = self._judges(cell, len(rows))
-            correct = (logits.argmax(1) == self.labels[rows])[judges]
-            for name, nearness, role in sets if len(unseen) else sets[1:]:
-                for detector in self.detectors:
-                    known, new = self.arrays(cell, f"validation/score/{detector}", f"{role}/score/{detector}")
-                    known = known[judges]
-                    found = vars(ood_metrics(known, new))
-                    values = {column: found[column] for column in _SEPARATION}
-                    records.append(
-                        {
-                            "set": name,
-                            "nearness": nearness,
-                            "detector": detector,
-                            "n": len(new),
-                            **values,
-                            "oscr": oscr(known, new, correct),
-                            "aurc": aurc(known, correct),
-                        }
-                    )
-        columns = ["set", "nearness", "detector"]
-        frame = pd.DataFrame(records, columns=[*columns, "n", *_SEPARATION, "oscr", "aurc"])
-        return frame.groupby(columns, sort=False).mean().reset_index()
+        """The chosen method's detectors on unfamiliar data from near to far; see `detector_tables`."""
+        return detector_tables.unfamiliar(self)
 
     @cached_property
     def tuned(self) -> pd.DataFrame:
-        """Options that were chosen for the chosen method's runs: a row a (detector, chosen options), with `runs`, and
-        the AUROC on tuning data of these options and of the given ones, means over those runs."""
-        records = [
-            {
-                "detector": name,
-                "chosen": str(Spec.of(found["spec"])),
-                "auroc": found["auroc"],
-                "given_auroc": found["given_auroc"],
-            }
-            for facts in self.selected[self.selected.method == self.choice.method].facts
-            for name, found in facts.get("tuned", {}).items()
-        ]
-        columns = ["detector", "chosen", "auroc", "given_auroc"]
-        groups = pd.DataFrame(records, columns=columns).groupby(columns[:2], sort=False)
-        table = groups.agg(
-            runs=("auroc", "size"), auroc=("auroc", "mean"), given_auroc=("given_auroc", "mean")
-        )
-        return table.reset_index().sort_values(["detector", "runs"], ascending=[True, False], kind="stable")
+        """Options that tuning chose for the chosen method's runs; see `detector_tables`."""
+        return detector_tables.tuned(self)
 
-    def _judges(self, cell: str, count: int) -> np.ndarray:
+    def judges(self, cell: str, count: int) -> np.ndarray:
         """(count,) bool: rows of ID validation that did not choose options of detectors."""
         if not self.plan.get("tuning"):
             return np.ones(count, dtype=bool)
         return ~self.arrays(cell, "validation/chose")[0]
 
-    def _chosen_runs(self, domain: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    def chosen_runs(self, domain: str) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """Of each run of the chosen method that judged an unseen domain: rows, logits and familiarity scores of
-        ID validation (with `judges`, see `_judges`), and of that domain."""
+        ID validation (with `judges`, see `judges`), and of that domain."""
         names = ["rows", "logits", *(f"score/{name}" for name in self.detectors)]
         for cell in self.selected[self.selected.method == self.choice.method].cell:
             known, new = (
@@ -458,7 +387,7 @@ class Results:
                 for role in ("validation", "unseen")
             )
             inside = self.domain[new["rows"]] == self.domains.index(domain)
-            known["judges"] = self._judges(cell, len(known["rows"]))
+            known["judges"] = self.judges(cell, len(known["rows"]))
             if inside.any():
                 yield known, {name: values[inside] for name, values in new.items()}
 
@@ -524,21 +453,6 @@ class Results:
             "failed": _records(self.failed),
             "cells": {"done": int((self.cells.status == "done").sum()), "failed": len(self.failed)},
         }
-
-
-def _separation(known: np.ndarray, new: np.ndarray, correct: np.ndarray) -> dict[str, float]:
-    """How well scores tell an unseen domain from ID validation, and its right predictions from its wrong ones."""
-    found, (low, high) = ood_metrics(known, new, confidence=None), delong_interval(known, new)
-    accepted = new >= threshold_at_coverage(known, COVERAGE)
-    return {
-        "auroc": found.auroc,
-        "auroc_low": low,
-        "auroc_high": high,
-        "fpr95": found.fpr95,
-        "accepted": float(accepted.mean()),
-        "accuracy of accepted": float(correct[accepted].mean()) if accepted.any() else np.nan,
-        "aurc": aurc(new, correct),
-    }
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
